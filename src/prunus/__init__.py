@@ -1,0 +1,92 @@
+"""Prunus prunes any PyTorch model, with any method of the field, and proves what it did.
+
+>>> import prunus
+>>> result = prunus.prune(model, task, "magnitude", sparsity=0.9)   # doctest: +SKIP
+
+Importing the package is cheap: torch is loaded when something is used.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+_PLACES = {
+    "Budget": "prunus.core.budget",
+    "Event": "prunus.core.events",
+    "Group": "prunus.core.groups",
+    "Member": "prunus.core.groups",
+    "PrunusError": "prunus.core.errors",
+    "Recipe": "prunus.core.recipe",
+    "Result": "prunus.engine.result",
+    "Session": "prunus.engine.session",
+    "Task": "prunus.core.task",
+    "groups": "prunus.engine.structure",
+    "load": "prunus.deploy.files",
+    "prune": "prunus.engine.prune",
+    "save": "prunus.deploy.files",
+    "score": "prunus.engine.score",
+}
+_PACKAGES = ("core", "measure", "methods", "parts", "graph", "lab", "report")
+
+if TYPE_CHECKING:
+    from prunus import graph, lab, measure, methods, parts, report
+    from prunus.core.budget import Budget
+    from prunus.core.errors import PrunusError
+    from prunus.core.events import Event
+    from prunus.core.groups import Group, Member
+    from prunus.core.recipe import Recipe
+    from prunus.core.task import Task
+    from prunus.deploy.files import load, save
+    from prunus.engine.prune import prune
+    from prunus.engine.result import Result
+    from prunus.engine.score import score
+    from prunus.engine.session import Session
+    from prunus.engine.structure import groups
+
+__all__ = [
+    "Budget",
+    "Event",
+    "Group",
+    "Member",
+    "PrunusError",
+    "Recipe",
+    "Result",
+    "Session",
+    "Task",
+    "__version__",
+    "graph",
+    "groups",
+    "lab",
+    "load",
+    "measure",
+    "methods",
+    "parts",
+    "prune",
+    "report",
+    "save",
+    "score",
+]
+
+
+def recipe_named(name: str) -> Recipe:
+    """A method's recipe by its name: the one door through which everything below learns of the methods."""
+    from prunus import methods
+
+    return methods.get(name)
+
+
+def __getattr__(name: str) -> Any:
+    if name in _PLACES:
+        value = getattr(importlib.import_module(_PLACES[name]), name)
+        globals()[name] = value
+        return value
+    if name in _PACKAGES:
+        return importlib.import_module(f"{__name__}.{name}")
+    raise AttributeError(f"module 'prunus' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

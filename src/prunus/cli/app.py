@@ -1,0 +1,51 @@
+"""The command line's table of contents."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+import prunus
+from prunus.cli import compare, inspect_, measure, methods, prune, quickstart
+from prunus.cli.output import guarded
+
+app = typer.Typer(
+    name="prunus",
+    help="Make neural networks smaller and faster by pruning, and prove what was done.",
+    epilog=(
+        "Every option is also read from the environment: PRUNUS_PRUNE_SPARSITY=0.9 is --sparsity 0.9 of prunus prune. "
+        "Data goes to stdout, messages to stderr. Exit codes: 0 done, 1 failed, 2 wrong use, 130 interrupted."
+    ),
+    context_settings={"auto_envvar_prefix": "PRUNUS"},
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+)
+
+
+def _version(value: bool) -> bool:
+    if value:
+        typer.echo(f"prunus {prunus.__version__}")
+        raise typer.Exit
+    return value
+
+
+@app.callback()
+def common(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """Make neural networks smaller and faster by pruning, and prove what was done."""
+
+
+for _name, _command in (
+    ("quickstart", quickstart.quickstart),
+    ("prune", prune.prune),
+    ("compare", compare.compare),
+    ("inspect", inspect_.inspect),
+    ("methods", methods.methods),
+    ("measure", measure.measure),
+):
+    app.command(_name)(guarded(_command))

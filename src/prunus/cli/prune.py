@@ -1,0 +1,168 @@
+"""`prunus prune`: one network, one method, one budget, a folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from prunus.cli.networks import Checkpoint, Network, Options, Width, budget_from, options_of
+from prunus.cli.output import DryRun, Json, Seed, console, emit, progress, say, told_warnings
+from prunus.cli.setting import (
+    UNTRAINED,
+    Batch,
+    Data,
+    Download,
+    Length,
+    Pattern,
+    Rate,
+    Root,
+    Steps,
+    session_of,
+    setup_from,
+)
+
+if TYPE_CHECKING:
+    from prunus.core.budget import Budget
+    from prunus.core.recipe import Recipe
+    from prunus.lab.experiment import Setup
+
+Sparsity = Annotated[float | None, typer.Option("--sparsity", help="Fraction of the method's units to remove, [0, 1).")]
+Macs = Annotated[float | None, typer.Option("--macs", help="Fraction of the multiply-accumulates to keep, (0, 1].")]
+Params = Annotated[float | None, typer.Option("--params", help="Fraction of all parameters to keep, (0, 1].")]
+Out = Annotated[Path, typer.Option("--out", "-o", help="Folder to write; an earlier one of prunus is replaced.")]
+
+
+def prune(
+    network: Network,
+    method: Annotated[str, typer.Option("--method", "-m", help="A name of `prunus methods`.")] = "magnitude",
+    checkpoint: Checkpoint = None,
+    data: Data = None,
+    root: Root = None,
+    download: Download = False,
+    sparsity: Sparsity = None,
+    macs: Macs = None,
+    params: Params = None,
+    steps: Steps = 0,
+    lr: Rate = 0.02,
+    batch_size: Batch = 128,
+    width: Width = None,
+    option: Options = None,
+    pattern: Pattern = "**/*.py",
+    length: Length = None,
+    out: Out = Path("pruned"),
+    dry_run: DryRun = False,
+    seed: Seed = 0,
+    json: Json = False,
+) -> None:
+    """Prune a network and write it to a folder: weights, masks, manifest, report."""
+    from prunus import methods
+    from prunus.deploy.atomic import check_replaceable
+
+    recipe = methods.get(method)
+    budget = budget_from(recipe, sparsity, macs, params)
+    check_replaceable(out)
+    setup = setup_from(
+        network,
+        checkpoint,
+        options_of(None, width, option),
+        data,
+        root,
+        download=download,
+        pattern=pattern,
+        length=length,
+        batch_size=batch_size,
+        lr=lr,
+        seed=seed,
+    )
+    if dry_run:
+        with told_warnings():
+            _plan(setup, recipe, budget, steps, out, json)
+        return
+    from prunus.deploy.files import save
+    from prunus.lab.experiment import run, timed
+    from prunus.lab.facts import dataset_facts, environment, network_facts, now
+    from prunus.report.records import Report
+    from prunus.report.tables import print_table
+
+    with told_warnings(), progress(max(1, steps), method) as advance:
+        trial = run(setup, recipe, budget, steps=steps, on_step=lambda done, _total, loss: advance(done, loss))
+    records = timed(setup, [trial])
+    report = Report(
+        title=f"{setup.network} pruned by {records[0].title}",
+        subtitle=records[0].budget,
+        dataset=dataset_facts(setup.dataset),
+        network=network_facts(setup),
+        environment=environment(),
+        methods=records,
+        curves=[],
+        commands=[],
+        notes=[] if setup.initial is None else [UNTRAINED],
+        version=str(environment()["prunus"]),
+        created=now(),
+        seed=seed,
+    )
+    assert trial.result is not None
+    texts = {"report.html": report.html(), "report.md": report.markdown(), "report.json": report.to_json()}
+    save(trial.result, out, notes=setup.notes(records[0].accuracy_after or 0.0), texts=texts)
+    if json:
+        emit(report.model_dump(mode="json"))
+        return
+    print_table(report, console())
+    if setup.initial is not None:
+        say(UNTRAINED)
+    say(f"written: {out} (in Python: prunus.load({str(out)!r}, factory)), {out / 'report.html'}")
+
+
+def _plan(setup: Setup, recipe: Recipe, budget: Budget, steps: int, out: Path, json: bool) -> None:
+    """What would be done: which groups, how much of them, at what cost."""
+    from prunus.engine.cost import cost_of
+
+    session = session_of(setup, recipe, budget, steps)
+    costs: dict[str, float] = {}
+    at_once = all(e.step == 0 for e in session.events)
+    if at_once:
+        session.start()
+        for currency in ("params", "macs"):
+            costs[currency] = cost_of(session.model, session.task, currency).fraction(session.groups, session.masks)
+    groups = [
+        {
+            "name": g.name,
+            "units": g.units,
+            "kind": g.kind,
+            "keep": int(session.masks[g.name].sum()) if at_once else None,
+        }
+        for g in session.groups
+    ]
+    if json:
+        plan: dict[str, Any] = {
+            "dry_run": True,
+            "network": setup.network,
+            "method": recipe.name,
+            "budget": str(budget),
+            "events": [e._asdict() for e in session.events],
+            "groups": groups,
+            "kept": costs,
+            "steps": steps,
+            "out": str(out),
+            "seed": setup.seed,
+        }
+        emit(plan)
+        return
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table(title=f"{recipe.name} on {setup.network}, {budget}: nothing was changed", title_justify="left")
+    table.add_column("group")
+    table.add_column("units", justify="right")
+    table.add_column("would keep", justify="right")
+    for g in groups:
+        kept = "decided in training" if g["keep"] is None else f"{g['keep']:,}"
+        table.add_row(escape(str(g["name"])), f"{g['units']:,} {g['kind']}s", kept)
+    console().print(table)
+    for currency, fraction in costs.items():
+        what = {"params": "parameters", "macs": "MACs"}[currency]
+        console().print(f"{fraction:.2%} of the {what} would be kept")
+    times = len(session.events)
+    console().print(f"pruned in {times} step{'s' if times != 1 else ''}, {steps} of training; would write {out}")

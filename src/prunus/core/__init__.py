@@ -1,0 +1,1 @@
+"""The nouns of Prunus. No algorithms live here."""

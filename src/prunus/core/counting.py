@@ -1,0 +1,23 @@
+"""Counting masks: asked after every event for every layer, so it must cost next to nothing."""
+
+import numpy as np
+from jaxtyping import Bool
+from torch import Tensor
+
+
+def count(mask: Bool[Tensor, "..."]) -> int:
+    """How many entries are True.
+
+    On the CPU numpy counts: `Tensor.sum` of a bool mask first makes 64-bit numbers of it, some forty times slower. A
+    mask that is one value spread over a shape (`all_kept`) is not read at all.
+    """
+    if mask.numel() and not any(mask.stride()) and mask.ndim:
+        return mask.numel() * int(mask[(0,) * mask.ndim])
+    if mask.device.type == "cpu":
+        return int(np.count_nonzero(mask.detach().numpy()))
+    return int(mask.count_nonzero())
+
+
+def full(mask: Bool[Tensor, "..."]) -> bool:
+    """Whether every entry is True."""
+    return count(mask) == mask.numel()

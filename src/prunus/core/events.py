@@ -1,0 +1,27 @@
+"""The timeline of a recipe is data: a schedule gives events, and an engine carries them out."""
+
+from typing import NamedTuple
+
+
+class Event(NamedTuple):
+    """What happens at an optimizer step.
+
+    Attributes:
+        step: after this many optimizer steps (0: before the first one).
+        density: fraction of the budget's currency kept from now on.
+        regrow: fraction of the kept units of every group that is dropped and regrown elsewhere (prune-and-grow).
+        rewind: put weights, buffers and the learning-rate clock back to this step (weight rewinding).
+        replay: put only the learning-rate clock back to this step (learning-rate rewinding).
+        hold: False zeroes the units once and lets them recover (soft pruning).
+        revive: True lets pruned units compete again; otherwise their score is -inf and masks only shrink.
+        skip: True skips the optimizer step at which the event falls.
+    """
+
+    step: int
+    density: float
+    regrow: float = 0.0
+    rewind: int | None = None
+    replay: int | None = None
+    hold: bool = True
+    revive: bool = False
+    skip: bool = False

@@ -1,0 +1,71 @@
+"""Evidence: what a criterion may be told about units, and how it is collected.
+
+A part names its evidence in its annotations (`w: Weight, g: Grad`); each of those types carries one `Evidence`
+object. The engine asks that object to collect, and passes on exactly what was asked for. Data-free, label-free and
+the cost in passes are read off the evidence, never declared by hand.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+
+from prunus.core.groups import Group, Role
+from prunus.core.task import Task
+
+Reads = Literal["nothing", "inputs", "labels"]
+GroupTensors = Mapping[str, Tensor]
+
+
+@dataclass(eq=False)
+class Sources:
+    """Everything evidence may be collected from.
+
+    Attributes:
+        model: the network; weights of pruned units are already zero.
+        task: the user's task.
+        groups: the groups to collect for.
+        parameters: parameters by name, each tied tensor once.
+        generator: the only source of randomness.
+        settings: fields of the part that asks (a temperature, a number of probes).
+        gradients: gradients that are there anyway (inside a training loop), by parameter name.
+        shared: results several evidences of one part have in common, so that one pass serves them.
+    """
+
+    model: nn.Module
+    task: Task
+    groups: tuple[Group, ...]
+    parameters: Mapping[str, nn.Parameter]
+    generator: torch.Generator
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    gradients: Mapping[str, Tensor] | None = None
+    shared: dict[str, Any] = field(default_factory=dict)
+
+
+class Evidence(ABC):
+    """One kind of evidence. Subclasses say what they read and collect `[*units, k]` tensors by group name."""
+
+    reads: ClassVar[Reads] = "nothing"
+    roles: ClassVar[tuple[Role, ...]] = ("out",)
+    per_batch: ClassVar[bool] = False
+    passes: ClassVar[str] = "none"
+
+    @abstractmethod
+    def collect(self, sources: Sources) -> Iterator[GroupTensors]:
+        """Yield one mapping (or one per batch where `per_batch`), group name -> `[*units, k]`.
+
+        A group on which the evidence is undefined is left out of the mapping.
+        """
+
+    def by_group(self, sources: Sources, tensors: Mapping[str, Tensor]) -> GroupTensors:
+        """Views of per-parameter tensors, the scored members of each group side by side along k."""
+        views: dict[str, Tensor] = {}
+        for group in sources.groups:
+            members = [m for m in group.with_role(*self.roles) if m.param in tensors]
+            parts = [group.view(m, tensors[m.param]) for m in members]
+            if parts:
+                views[group.name] = parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)
+        return views

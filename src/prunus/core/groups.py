@@ -1,0 +1,120 @@
+"""Where pruning happens: groups of units, and the views through which everything else sees them.
+
+A `Group` is a set of parameter slices whose units must live or die together (the coupled structures of DepGraph, Fang
+et al. 2023, arXiv:2301.12900). Each `Member` maps the group's units to slices of one parameter or buffer. Criteria,
+allocations and masks only ever see tensors of the group's shape; this module is the only place that knows how a unit
+lies in memory.
+"""
+
+from dataclasses import dataclass, field
+from math import prod
+from typing import Literal
+
+import torch
+from jaxtyping import Bool, Int, Shaped
+from torch import Tensor
+
+Role = Literal["out", "in", "scale", "shift", "bias", "other"]
+"""What a member is to its unit.
+
+`out`: the slice of a weight that produces the unit (a filter, a neuron's row, a single weight). `in`: the slice of the
+next weight that consumes it. `scale` and `shift`: the affine parameters of a normalization. `bias`: an additive bias.
+`other`: parameters and buffers that go with the unit but say nothing about its worth (running statistics, tables).
+"""
+
+
+@dataclass(frozen=True, eq=False)
+class Member:
+    """One parameter's share of a group.
+
+    Attributes:
+        param: the full name of a parameter or buffer (`layer1.0.conv1.weight`).
+        dim: the axis whose slices belong to units; None where every element is its own unit.
+        index: `[units, r]`, the r positions along `dim` that each unit owns; None is the identity (unit u owns
+            slice u).
+        role: see `Role`.
+        buffer: True where `param` names a buffer, which is compacted but neither scored nor masked.
+    """
+
+    param: str
+    dim: int | None = None
+    index: Int[Tensor, "units r"] | None = None
+    role: Role = "out"
+    buffer: bool = False
+
+    def positions(self, units: int) -> Int[Tensor, "units r"]:
+        """`[units, r]`: the positions along `dim` of every unit, with the identity written out."""
+        return torch.arange(units).unsqueeze(1) if self.index is None else self.index
+
+
+@dataclass(frozen=True, eq=False)
+class Group:
+    """Units that are scored, allocated and masked together.
+
+    Attributes:
+        name: unique among the groups of a model; for single elements, the parameter's name.
+        shape: the unit space. `(rows, columns)` for elements (a convolution's weight is `[out, in*kh*kw]`),
+            `(channels,)` for channels, and so on.
+        members: every slice that goes when a unit goes.
+        weight: the shape of the main weight as it lies in the model (`[out, in, kh, kw]`), which layer-wise density
+            rules such as Erdos-Renyi-Kernel need.
+        at_least: units that are always kept (layer-collapse guard; 0 allows an empty group).
+        multiple: the number of kept units must be a multiple of this.
+        parts: the units form this many equal consecutive parts, which must keep equally many units each.
+        kind: what one unit is called ("weight", "channel", "neuron", ...), for reports.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    members: tuple[Member, ...]
+    weight: tuple[int, ...] = ()
+    at_least: int = 0
+    multiple: int = 1
+    parts: int = 1
+    kind: str = "channel"
+    note: str = field(default="", compare=False)
+
+    @property
+    def units(self) -> int:
+        """How many units there are."""
+        return prod(self.shape)
+
+    @property
+    def elementwise(self) -> bool:
+        """True where each unit is a single weight of a single parameter."""
+        return self.members[0].dim is None
+
+    def with_role(self, *roles: Role) -> tuple[Member, ...]:
+        """The scored members: parameters (not buffers) that play one of `roles`."""
+        return tuple(m for m in self.members if m.role in roles and not m.buffer)
+
+    def view(self, member: Member, tensor: Shaped[Tensor, "..."]) -> Shaped[Tensor, "... k"]:
+        """`[*shape, k]`: a tensor of the parameter's shape, laid out by unit.
+
+        A view without copying for elements and for identity members along axis 0; one gather otherwise.
+        """
+        if member.dim is None:
+            return tensor.reshape(*self.shape, 1)
+        rows = tensor.movedim(member.dim, 0)
+        if member.index is None:
+            return rows.reshape(self.units, -1)
+        index = member.index.to(tensor.device)
+        return rows[index.reshape(-1)].reshape(self.units, -1)
+
+    def spread(
+        self, member: Member, keep: Bool[Tensor, "..."], shape: tuple[int, ...] | torch.Size
+    ) -> Bool[Tensor, "..."]:
+        """The mask of a parameter of `shape` that keeps exactly the units in `keep` (slices of no unit stay)."""
+        if member.dim is None:
+            return keep.reshape(shape)
+        axis = self.axis_keep(member, keep, shape[member.dim])
+        lying = [1] * len(shape)
+        lying[member.dim] = -1
+        return axis.reshape(lying).expand(shape)
+
+    def axis_keep(self, member: Member, keep: Bool[Tensor, "units"], size: int) -> Bool[Tensor, "size"]:
+        """`[size]`: which positions along the member's axis survive."""
+        axis = torch.ones(size, dtype=torch.bool, device=keep.device)
+        gone = member.positions(self.units).to(keep.device)[~keep.reshape(-1)]
+        axis[gone.reshape(-1)] = False
+        return axis

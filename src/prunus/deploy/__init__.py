@@ -1,0 +1,1 @@
+"""Files: pruned models on disk, without pickle, verified when read."""

@@ -1,0 +1,174 @@
+"""`pruning.json`: what lies beside a pruned model's weights, checked before anything is believed."""
+
+import hashlib
+import json
+import re
+from itertools import pairwise
+from pathlib import Path
+from typing import Annotated, Any, Final, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from prunus.core.errors import SpecError, VerificationError
+from prunus.deploy.atomic import MARK
+from prunus.graph import Edit
+
+FORMAT_VERSION: Final = 1
+LIMIT = 64 << 20
+_UNSEALED = "0" * 64
+Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+Size = Annotated[int, Field(ge=0, strict=True)]
+Sizes = Size | tuple[Size, ...]
+# Plain names along a path: nothing that Python gives a meaning of its own.
+_PATH = re.compile(r"(?!__)[A-Za-z0-9_]+(\.(?!__)[A-Za-z0-9_]+)*")
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class FileRecord(_Record):
+    """A file of the folder."""
+
+    sha256: Digest
+    bytes: Size
+
+
+class SliceRecord(_Record):
+    """Positions of one axis of a parameter or buffer that stay: sorted half-open ranges within its size."""
+
+    target: str
+    dim: Size
+    size: Size
+    keep: tuple[tuple[Size, Size], ...]
+
+    @model_validator(mode="after")
+    def _inside(self) -> "SliceRecord":
+        ends = [0, *(end for span in self.keep for end in span), self.size]
+        if any(a > b for a, b in pairwise(ends)) or any(a == b for a, b in self.keep):
+            raise ValueError(f"{self.target}: the ranges {self.keep} are no part of an axis of {self.size}")
+        return self
+
+
+class SizeRecord(_Record):
+    """An attribute of a module that repeats a size (`conv1.groups`): a whole number, or a tuple of them."""
+
+    target: str
+    old: Sizes
+    new: Sizes
+
+    @model_validator(mode="after")
+    def _harmless(self) -> "SizeRecord":
+        if not _PATH.fullmatch(self.target):
+            raise ValueError(f"{self.target!r} is not the name of a size of a module")
+        old, new = (v if isinstance(v, tuple) else (v,) for v in (self.old, self.new))
+        alike = isinstance(self.old, tuple) == isinstance(self.new, tuple) and len(old) == len(new)
+        if not alike or any(b > a for a, b in zip(old, new, strict=True)):
+            raise ValueError(f"{self.target}: {self.new!r} is not a smaller {self.old!r}")
+        return self
+
+
+class Manifest(_Record):
+    """What `pruning.json` holds.
+
+    Attributes:
+        sha256: of the file's own bytes, with this field as 64 zeros. It finds accidents; it is no signature.
+        format, format_version: which rules the folder follows.
+        prunus, torch: the versions that wrote it.
+        compacted: whether the weights are those of the physically smaller model.
+        result: `Result.to_dict()`.
+        edits: what `graph.replay_` does to a fresh dense model before the weights fit.
+        aliases: names of tied tensors, each with the name that its values are stored under.
+        masks: group name -> shape of its mask.
+        files: digest and size of every other file that is read back.
+        notes: what the caller wanted to travel along.
+    """
+
+    sha256: Digest = _UNSEALED
+    format: Literal["prunus"] = "prunus"
+    format_version: Literal[1] = FORMAT_VERSION
+    prunus: str
+    torch: str
+    compacted: bool
+    result: dict[str, Any]
+    edits: tuple[SliceRecord | SizeRecord, ...]
+    aliases: dict[str, str]
+    masks: dict[str, tuple[Size, ...]]
+    files: dict[Literal["model.safetensors", "masks.safetensors"], FileRecord]
+    notes: dict[str, Any] = {}
+
+    @model_validator(mode="after")
+    def _complete(self) -> "Manifest":
+        if len(self.files) != 2:
+            raise ValueError("files must name model.safetensors and masks.safetensors")
+        return self
+
+    def sealed(self) -> bytes:
+        """The file's content, its own digest filled in."""
+        plain = (self.model_copy(update={"sha256": _UNSEALED}).model_dump_json(indent=1) + "\n").encode()
+        return plain.replace(_UNSEALED.encode(), hashlib.sha256(plain).hexdigest().encode(), 1)
+
+    def structure(self) -> list[Edit]:
+        """The edits, as the dependency engine replays them."""
+        return [Edit.from_dict(e.model_dump()) for e in self.edits]
+
+    def sizes(self) -> list[str]:
+        """Paths of the attributes that the edits write."""
+        return [e.target for e in self.edits if isinstance(e, SizeRecord)]
+
+
+def read_manifest(folder: str | Path) -> Manifest:
+    """The manifest of a saved folder, complete, unchanged since it was written, and harmless.
+
+    Errors: `SpecError` where there is none or it is of another version; `VerificationError` where it is not what was
+    written, or says what no manifest says.
+    """
+    file = Path(folder) / MARK
+    if not file.is_file():
+        raise SpecError(f"{folder} is no saved model: it has no {MARK}")
+    size = file.stat().st_size
+    if size > LIMIT:
+        raise VerificationError(f"{file} is {size:,} bytes; no manifest is that large")
+    content = file.read_bytes()
+    try:
+        plain = json.loads(content)
+    except (ValueError, RecursionError) as error:
+        raise VerificationError(
+            f"{file} is not JSON ({error}): it was cut off or changed; save the model again"
+        ) from error
+    if not isinstance(plain, dict) or plain.get("format") != "prunus":
+        raise VerificationError(f"{file} is not a manifest of prunus")
+    version = plain.get("format_version")
+    if type(version) is int and version != FORMAT_VERSION and _intact(content, plain.get("sha256")):
+        raise SpecError(
+            f"{file} has format version {version}, this prunus reads {FORMAT_VERSION}: "
+            f"install the version that wrote it ({plain.get('prunus')})"
+        )
+    if not _intact(content, plain.get("sha256")):
+        raise VerificationError(
+            f"{file} was changed after it was written: its digest does not fit; save the model again"
+        )
+    try:
+        return Manifest.model_validate(plain)
+    except (ValidationError, RecursionError) as error:
+        raise VerificationError(f"{file} is not a valid manifest: {_first(error)}") from error
+
+
+def sha256_of(file: Path) -> str:
+    """SHA-256 of a file's bytes."""
+    with open(file, "rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _intact(content: bytes, digest: Any) -> bool:
+    if not isinstance(digest, str):
+        return False
+    plain = content.replace(digest.encode(errors="surrogatepass"), _UNSEALED.encode(), 1)
+    return hashlib.sha256(plain).hexdigest() == digest
+
+
+def _first(error: ValidationError | RecursionError) -> str:
+    if isinstance(error, RecursionError):
+        return "it is nested too deeply"
+    one = error.errors(include_url=False)[0]
+    return f"{'.'.join(str(part) for part in one['loc'])}: {one['msg']}"

@@ -1,0 +1,1 @@
+"""The verbs: score, select, apply, regrow, run a session, prune."""

@@ -1,0 +1,112 @@
+"""Everything that is checked before anything is changed."""
+
+import torch
+from torch import nn
+
+from prunus.core.budget import Budget
+from prunus.core.errors import Problems, SpecError, StructureError, WeightsError
+from prunus.core.groups import Group
+from prunus.core.recipe import Recipe
+from prunus.core.task import Task
+
+
+def unwrap(model: nn.Module) -> nn.Module:
+    """The user's own module inside DistributedDataParallel, DataParallel or torch.compile wrappers."""
+    if not isinstance(model, nn.Module):
+        raise SpecError(f"a model is a torch.nn.Module, got {type(model).__name__}")
+    while True:
+        inner = getattr(model, "_orig_mod", None)
+        if inner is None and isinstance(model, nn.parallel.DistributedDataParallel | nn.DataParallel):
+            inner = model.module
+        if not isinstance(inner, nn.Module):
+            return model
+        model = inner
+
+
+def resolve_recipe(recipe: Recipe | str) -> Recipe:
+    """A recipe by name or as it is; an unknown name comes back with the nearest ones."""
+    if isinstance(recipe, Recipe):
+        return recipe
+    if not isinstance(recipe, str):
+        raise SpecError(f"a recipe is a Recipe or the name of one, not {type(recipe).__name__}")
+    from prunus import recipe_named
+
+    return recipe_named(recipe)
+
+
+def resolve_task(task: Task | None) -> Task:
+    """The task, or an empty one; anything else is most likely a recipe in the wrong place."""
+    if task is None:
+        return Task()
+    if not isinstance(task, Task):
+        raise SpecError(
+            f"the task must be a prunus.Task, got a {type(task).__name__}. The order is prune(model, task, recipe) and "
+            f"score(model, task, recipe), but Session(model, recipe, task); name the arguments where in doubt"
+        )
+    return task
+
+
+def resolve_budget(recipe: Recipe, sparsity: float | None, budget: Budget | None) -> Budget:
+    """The budget from whichever of the two was given; patterns such as 2:4 bring their own."""
+    if sparsity is not None and budget is not None:
+        raise SpecError("give sparsity or budget, not both")
+    if sparsity is not None:
+        return Budget.from_sparsity(sparsity)
+    if isinstance(budget, Budget):
+        return budget
+    if budget is not None:
+        raise SpecError(f"budget must be a prunus.Budget (such as Budget(0.1) or Budget(macs=0.5)), got {budget!r}")
+    own = getattr(recipe.allocate, "density", None)
+    if isinstance(own, float):
+        return Budget(density=own)
+    raise SpecError(f"{recipe.name!r} needs to know how much: sparsity=0.9, Budget(0.1), Budget(macs=0.5)")
+
+
+def find_groups(model: nn.Module, recipe: Recipe, task: Task) -> tuple[Group, ...]:
+    """The recipe's groups on this model, or an error that says why there are none."""
+    if not isinstance(task, Task):
+        raise SpecError(
+            f"a task is a prunus.Task (such as Task(loss=..., train=batches)), got {type(task).__name__}: "
+            f"wrap the loss and the batches in one"
+        )
+    example = task.example_inputs()
+    groups = recipe.granularity(model, None if example is None else (example[1] or example[0]))
+    if not groups:
+        raise StructureError(
+            f"{type(recipe.granularity).__name__} finds nothing to prune in {type(model).__name__}: "
+            f"run prunus.groups(model, example) to see why each layer was left out"
+        )
+    return groups
+
+
+def check_weights(model: nn.Module, groups: tuple[Group, ...]) -> None:
+    """Refuse weights that cannot be ranked; every bad tensor is named with its count."""
+    problems = Problems("these weights cannot be ranked")
+    names = dict.fromkeys(m.param for g in groups for m in g.members if not m.buffer)
+    parameters = dict(model.named_parameters())
+    for name in names:
+        p = parameters[name].detach()
+        # One reduction per tensor, in its own type (the fastest): a non-finite entry makes the sum non-finite, and only
+        # then is it counted; a sum that merely overflows finds none.
+        if p.is_floating_point() and not torch.isfinite(p.sum()):
+            bad = int((~torch.isfinite(p)).sum())
+            if bad:
+                problems.add(f"{name!r} holds {bad} NaN or infinite values of {p.numel()}; repair or reload it first")
+    problems.raise_if_any(WeightsError)
+
+
+def check_slots(recipe: Recipe, task: Task, groups: tuple[Group, ...], steps: int) -> None:
+    """Refuse a task that lacks what the recipe asks for."""
+    problems = Problems(f"cannot run {recipe.name!r}")
+    # Growth is left out: it goes by the gradients of the training step at hand, which are there in any loop.
+    scoring = recipe.scores_from
+    if scoring == "labels" and task.loss is None:
+        problems.add("it scores with gradients of the loss: pass Task(loss=lambda model, batch: ...)")
+    if scoring != "nothing" and task.calib is None and task.train is None:
+        problems.add("it scores with data: pass Task(calib=batches) or Task(train=batches)")
+    if isinstance(steps, bool) or not isinstance(steps, int) or steps < 0:
+        problems.add(f"steps={steps!r} must be a whole number of optimizer steps, 0 or more")
+    fits = getattr(recipe.allocate, "fits", None)
+    if fits is not None and not any(fits(g.shape, g.weight) for g in groups):
+        problems.add(f"{recipe.allocate} fits no layer: no row length is a multiple of its block")
+    problems.raise_if_any(SpecError)

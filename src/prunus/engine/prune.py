@@ -1,0 +1,153 @@
+"""One call: a model in, a pruned model out."""
+
+import copy
+import warnings
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import nn
+
+from prunus.core.budget import Budget
+from prunus.core.errors import DataError, PrunusWarning, SpecError
+from prunus.core.recipe import Recipe
+from prunus.core.task import Batch, Task
+from prunus.engine.prepare import resolve_task, unwrap
+from prunus.engine.result import Result
+from prunus.engine.session import Session
+
+OnStep = Callable[[int, int, float], None]
+OptimizerFactory = Callable[[list[nn.Parameter]], torch.optim.Optimizer]
+
+
+def prune(
+    model: nn.Module,
+    task: Task | None = None,
+    recipe: Recipe | str = "magnitude",
+    *,
+    sparsity: float | None = None,
+    budget: Budget | None = None,
+    steps: int = 0,
+    optimizer: OptimizerFactory | torch.optim.Optimizer | None = None,
+    rate: Callable[[float], float] | None = None,
+    seed: int = 0,
+    on_step: OnStep | None = None,
+) -> Result:
+    """Prune a copy of `model` by a recipe; the model that was passed in is not changed.
+
+    Args:
+        model: any module.
+        task: what the recipe reads and trains on; may be left out where it needs nothing.
+        recipe: a recipe or a method's name (`prunus.methods.names()`).
+        sparsity: fraction of the recipe's units to remove, in [0, 1).
+        budget: instead of sparsity: `Budget(macs=0.5)`, `Budget(params=0.5)`, `Budget(density=0.1)`.
+        steps: optimizer steps on `task.train`: the training that the schedule is laid over, or fine-tuning after it.
+        optimizer: `parameters -> optimizer`; or an optimizer over `model`'s parameters, whose class and settings are
+            used for the copy. Left out: SGD, learning rate 0.01, momentum 0.9.
+        rate: learning-rate factor as a function of progress in [0, 1) through the schedule; rewinding rewinds it.
+        seed: the only source of randomness.
+        on_step: called after every step with (step, steps, loss).
+
+    Returns: a `Result`.
+    Errors: `SpecError`, `BudgetError`, `WeightsError`, `DataError`, `StructureError`, all before anything is changed.
+    """
+    source = unwrap(model)
+    pruned = copy.deepcopy(source)
+    task = resolve_task(task)
+    session = Session(pruned, recipe, task, budget, steps=steps, seed=seed, sparsity=sparsity)
+    if steps == 0:
+        if session.recipe.trains:
+            warnings.warn(
+                PrunusWarning(
+                    f"{session.recipe.name} prunes while training, but steps=0: its events all run at once, with no "
+                    f"training between them. Pass steps=N and Task(loss=..., train=...)"
+                ),
+                stacklevel=2,
+            )
+        session.start()
+        return session.result()
+    if task.train is None or task.loss is None:
+        raise SpecError(f"steps={steps} trains: pass Task(loss=lambda model, batch: ..., train=batches)")
+    opt = _optimizer_for(optimizer, source, pruned)
+    _train(session, opt, task, rate, on_step)
+    return session.result()
+
+
+def _train(
+    session: Session,
+    opt: torch.optim.Optimizer,
+    task: Task,
+    rate: Callable[[float], float] | None,
+    on_step: OnStep | None,
+) -> None:
+    model, steps = session.model, session.steps
+    base = [float(g["lr"]) for g in opt.param_groups]
+    flags = {m: m.training for m in model.modules()}
+    batches = _cycle(task)
+    try:
+        session.attach(opt)
+        model.train()
+        for step in range(steps):
+            if rate is not None:
+                factor = rate(session.clock / session.horizon)
+                for group, lr in zip(opt.param_groups, base, strict=True):
+                    group["lr"] = lr * factor
+            opt.zero_grad(set_to_none=True)
+            loss = task.loss_of(model, next(batches))
+            loss.backward()
+            value = float(loss.detach())
+            if value != value or value in (float("inf"), float("-inf")):
+                raise DataError(f"the loss became {value} at step {step}: lower the learning rate or look at the batch")
+            opt.step()
+            if on_step is not None:
+                on_step(step + 1, steps, value)
+    finally:
+        session.detach()
+        for module, was in flags.items():
+            module.training = was
+
+
+def _cycle(task: Task) -> Iterator[Batch]:
+    assert task.train is not None
+    while True:
+        empty = True
+        for batch in task.train:
+            empty = False
+            yield batch
+        if empty:
+            raise DataError(
+                "Task.train ran out of batches: pass something that can be iterated again (a list, a DataLoader)"
+            )
+
+
+def _optimizer_for(
+    optimizer: OptimizerFactory | torch.optim.Optimizer | None, source: nn.Module, pruned: nn.Module
+) -> torch.optim.Optimizer:
+    """An optimizer over the copy's parameters."""
+    parameters = [p for p in pruned.parameters() if p.requires_grad]
+    if optimizer is None:
+        return torch.optim.SGD(parameters, lr=0.01, momentum=0.9)
+    if not isinstance(optimizer, torch.optim.Optimizer):
+        made = optimizer(parameters)
+        if not isinstance(made, torch.optim.Optimizer):
+            raise SpecError(f"optimizer must make a torch optimizer from parameters, it made {type(made).__name__}")
+        return made
+    twin = {id(a): b for a, b in zip(source.parameters(), pruned.parameters(), strict=True)}
+    groups: list[dict[str, Any]] = []
+    for group in optimizer.param_groups:
+        if any(id(p) not in twin for p in group["params"]):
+            raise SpecError(
+                "the optimizer holds parameters that are not the model's: pass one made for this model, or a function"
+            )
+        groups.append({**group, "params": [twin[id(p)] for p in group["params"]]})
+    kind: Any = type(optimizer)
+    made = kind(groups, **{k: v for k, v in optimizer.defaults.items() if k in _accepted(kind)})
+    if not isinstance(made, torch.optim.Optimizer):
+        raise SpecError(f"cannot rebuild {kind.__name__} for the copy: pass a function from parameters to optimizer")
+    return made
+
+
+def _accepted(kind: Any) -> set[str]:
+    import inspect
+
+    return set(inspect.signature(kind.__init__).parameters)

@@ -1,0 +1,100 @@
+"""A session's state as it is stored: what it holds, and what is refused before anything is changed."""
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from prunus.core.errors import Problems, SpecError
+from prunus.core.events import Event
+from prunus.core.part import Masks
+
+FORMAT = 1
+KEYS = (
+    *("format", "recipe", "budget", "steps", "seed", "groups", "step", "clock", "fired", "holding", "pending", "masks"),
+    *("generator", "weights", "rates", "history", "skipped", "collapsed", "seconds"),
+)
+
+
+def check_state(
+    state: Mapping[str, Any],
+    own: Mapping[str, Any],
+    masks: Masks,
+    model: Mapping[str, Tensor],
+    events: Sequence[Event],
+) -> None:
+    """Refuse a state that is not one, or belongs to another recipe, budget, run or model.
+
+    own: what must be equal (recipe, budget, steps, seed, groups). masks, model, events: this session's, to compare.
+    Errors: `SpecError` that lists every problem; nothing has been changed.
+    """
+    if not isinstance(state, Mapping) or (missing := [k for k in KEYS if k not in state]):
+        what = f"it lacks {', '.join(missing)}" if isinstance(state, Mapping) else f"it is a {type(state).__name__}"
+        raise SpecError(f"this is not what Session.state_dict() gives: {what}")
+    if state["format"] != FORMAT:
+        raise SpecError(
+            f"this state has format {state['format']!r}, this version reads {FORMAT}: use the version that wrote it"
+        )
+    problems = Problems("this state belongs to another session; make the session as it was, or start anew without it")
+    for key, value in own.items():
+        if normal(state[key]) != normal(value):
+            problems.add(f"its {key} is {_short(state[key])}, here {_short(value)}")
+    problems.raise_if_any(SpecError)
+
+    problems = Problems("this state is damaged; load an earlier one")
+    for name, mask in masks.items():
+        packed = state["masks"].get(name)
+        if not _is(packed, torch.uint8, (-(-mask.numel() // 8),)):
+            problems.add(f"the mask of {name!r} is missing or has another size")
+    if not _is(state["generator"], torch.uint8, tuple(torch.Generator().get_state().shape)):
+        problems.add("the generator's state is not one")
+    step, fired = state["step"], state["fired"]
+    if not (isinstance(step, int) and isinstance(fired, int) and step >= 0 and 0 <= fired <= len(events)):
+        problems.add(f"step {step!r} and {fired!r} events done fit no run of {len(events)} events")
+        problems.raise_if_any(SpecError)
+    if fired and events[fired - 1].step > step:
+        problems.add(f"event {fired} is done at step {step}, but falls on step {events[fired - 1].step}")
+    for at, saved in state["weights"].items():
+        if bad := [n for n, t in model.items() if not _is(saved.get(n), t.dtype, tuple(t.shape))]:
+            problems.add(f"the snapshot of step {at} lacks {bad[0]!r} or holds another shape or type of it")
+    for event in events[fired:]:
+        if event.rewind is not None and event.rewind <= step and str(event.rewind) not in state["weights"]:
+            problems.add(f"the snapshot of step {event.rewind}, to which it will rewind, is missing")
+    if state["pending"] is not None and str(state["pending"]) not in state["rates"]:
+        problems.add(f"the learning rates of step {state['pending']}, which come next, are missing")
+    problems.raise_if_any(SpecError)
+
+
+def check_events(events: Sequence[Event], steps: int, recipe: str) -> None:
+    """Refuse a timeline that could not be carried out to its end.
+
+    Errors: `SpecError` naming the event: out of order, after the last step, or going back to a step still to come.
+    """
+    problems = Problems(f"the schedule of {recipe!r} cannot be carried out in {steps} steps")
+    if not events:
+        problems.add("it has no event")
+    for before, event in zip((Event(0, 1.0), *events), events, strict=False):
+        back = event.rewind if event.rewind is not None else event.replay
+        if event.step < before.step:
+            problems.add(f"{event} comes after an event at step {before.step}")
+        if event.step > steps:
+            problems.add(f"{event} falls after the last step")
+        if back is not None and not 0 <= back <= event.step:
+            problems.add(f"{event} goes back to a step that has not been yet")
+    problems.raise_if_any(SpecError)
+
+
+def normal(value: Any) -> Any:
+    """What JSON makes of plain values, so that a state compares equal however it was stored."""
+    return json.loads(json.dumps(value))
+
+
+def _is(value: Any, dtype: torch.dtype, shape: tuple[int, ...]) -> bool:
+    return isinstance(value, Tensor) and value.dtype == dtype and tuple(value.shape) == shape
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 160 else text[:157] + "..."

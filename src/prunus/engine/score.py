@@ -1,0 +1,134 @@
+"""Scores: collect exactly the evidence a part asks for, call it once per group, reduce to units."""
+
+from collections.abc import Mapping
+from dataclasses import fields
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from prunus.core.counting import full
+from prunus.core.errors import SpecError, WeightsError
+from prunus.core.evidence import Sources
+from prunus.core.groups import Group
+from prunus.core.part import Criterion, Growth, Masks, Reduce, needs
+from prunus.core.recipe import Recipe
+from prunus.core.task import Task
+from prunus.engine.prepare import check_slots, check_weights, find_groups, resolve_recipe, resolve_task, unwrap
+
+
+def score(model: nn.Module, task: Task | None, recipe: Recipe | str, *, seed: int = 0) -> dict[str, Tensor]:
+    """What every unit is worth under a recipe, before anything is removed.
+
+    Returns: group name -> scores, higher = keep. For single weights the name is the parameter's and the scores have its
+    shape; for channels they are `[channels]`. Groups the criterion says nothing about are missing.
+    Cost: that of the criterion's evidence. The model is left exactly as it was.
+    Errors: `WeightsError` for NaN weights, `SpecError` for a task that lacks what the criterion reads.
+    """
+    recipe, task, model = resolve_recipe(recipe), resolve_task(task), unwrap(model)
+    groups = find_groups(model, recipe, task)
+    check_weights(model, groups)
+    check_slots(recipe, task, groups, 0)
+    generator = seeded(seed)
+    sources = make_sources(model, task, groups, generator, recipe.criterion)
+    scores, _ = rate(recipe.criterion, sources, recipe.granularity.reduce)
+    by_name = {g.name: g for g in groups}
+    return {n: s.reshape(by_name[n].weight) if by_name[n].elementwise else s for n, s in scores.items()}
+
+
+def seeded(seed: int) -> torch.Generator:
+    """The session's only source of randomness."""
+    if isinstance(seed, bool) or not isinstance(seed, int):
+        raise SpecError(f"seed={seed!r} must be a whole number: the same seed gives the same masks")
+    return torch.Generator().manual_seed(seed)
+
+
+def make_sources(
+    model: nn.Module,
+    task: Task,
+    groups: tuple[Group, ...],
+    generator: torch.Generator,
+    part: Criterion | Growth,
+    gradients: Mapping[str, Tensor] | None = None,
+) -> Sources:
+    """What evidence for `part` may be collected from."""
+    settings = {f.name: getattr(part, f.name) for f in fields(cast(Any, part))}
+    return Sources(model, task, groups, dict(model.named_parameters()), generator, settings, gradients)
+
+
+def rate(part: Criterion | Growth, sources: Sources, reduce: Reduce) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Scores per group, and the groups left out with the reason (evidence undefined there)."""
+    evidence = needs(type(part))
+    streams = {name: e.collect(sources) for name, e in evidence.items()}
+    batched = [name for name, e in evidence.items() if e.per_batch]
+    fixed = {name: next(streams[name]) for name in streams if name not in batched}
+    rounds = zip(*(streams[name] for name in batched), strict=True) if batched else iter([()])
+    scores: dict[str, Tensor] = {}
+    count = 0
+    for values in rounds:
+        given = fixed | dict(zip(batched, values, strict=True))
+        for group in sources.groups:
+            if all(group.name in g for g in given.values()):
+                one = reduced(part(**{n: g[group.name] for n, g in given.items()}), group, reduce, part)
+                scores[group.name] = scores[group.name] + one if group.name in scores else one
+        count += 1
+    if batched:
+        scores = _mean(scores, count)
+    if not scores:
+        asked = ", ".join(type(e).__name__.removesuffix("Evidence") for e in evidence.values())
+        raise SpecError(
+            f"{type(part).__name__} scores nothing here: its evidence ({asked}) is defined on none of the "
+            f"{len(sources.groups)} groups of this model at this granularity"
+        )
+    what = f"{type(part).__name__} is undefined there"
+    return scores, {g.name: what for g in sources.groups if g.name not in scores}
+
+
+def reduced(values: Tensor, group: Group, reduce: Reduce, part: Criterion | Growth) -> Tensor:
+    """`[*units]` from what a criterion returned: itself, or its entries reduced over each unit."""
+    if values.ndim == len(group.shape) + 1:
+        if values.shape[-1] == 1:
+            values = values.squeeze(-1)
+        elif reduce == "l2":
+            values = torch.linalg.vector_norm(values, dim=-1)
+        elif reduce == "max":
+            values = values.amax(dim=-1)
+        else:
+            values = values.sum(dim=-1) if reduce == "sum" else values.mean(dim=-1)
+    if tuple(values.shape) != tuple(group.shape):
+        raise SpecError(
+            f"{type(part).__name__} returned {tuple(values.shape)} for group {group.name!r}; expected one score per "
+            f"unit {group.shape} or per entry {(*group.shape, 'k')}"
+        )
+    return values
+
+
+def without(scores: dict[str, Tensor], masks: Masks) -> dict[str, Tensor]:
+    """Scores with pruned units at -inf, so that iterating only ever removes more."""
+    out: dict[str, Tensor] = {}
+    for name, s in scores.items():
+        if name in masks and not full(masks[name]):
+            s = s.double() if not s.is_floating_point() else s
+            s = s.masked_fill(~masks[name], -torch.inf)
+        out[name] = s
+    return out
+
+
+def check_scores(part: Criterion | Growth, scores: Mapping[str, Tensor]) -> None:
+    """Refuse scores that cannot be ordered, naming the group."""
+    for name, s in scores.items():
+        if s.is_floating_point() and torch.isnan(s.sum()) and torch.isnan(s).any():
+            raise WeightsError(
+                f"{type(part).__name__} gives NaN for {int(torch.isnan(s).sum())} of {s.numel()} units of {name!r}: "
+                f"look for NaN in the batches, the loss or its gradients"
+            )
+
+
+def _mean(scores: dict[str, Tensor], count: int) -> dict[str, Tensor]:
+    """Scores summed over batches, averaged over batches and over the ranks of a distributed run."""
+    scores = {n: s / count for n, s in scores.items()}
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        for s in scores.values():
+            torch.distributed.all_reduce(s)
+            s /= torch.distributed.get_world_size()
+    return scores

@@ -1,0 +1,87 @@
+"""From scores and a budget to masks: the allocation decides who stays, this module how many fit."""
+
+import warnings
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from prunus.core.budget import Budget
+from prunus.core.counting import count
+from prunus.core.errors import BudgetError, CollapseWarning, listed
+from prunus.core.groups import Group
+from prunus.core.part import Allocation, Masks
+from prunus.engine.cost import Cost
+
+
+def select(
+    scores: Mapping[str, Tensor], allocation: Allocation, budget: Budget, groups: tuple[Group, ...], cost: Cost | None
+) -> Masks:
+    """Masks by group name, as many units as the budget allows.
+
+    A budget in units goes to the allocation as it is. One in parameters or MACs is met by bisection over the number of
+    kept units: the most that stay under the ceiling. Where several groups would grow in one step (a uniform density
+    passes a whole unit of many equal layers at once) and all of them together are too much, as many as fit do, in the
+    network's order. `BudgetError` where even the fewest units are too many.
+    """
+    space = {g.name: g for g in groups}
+    if budget.currency == "units" or cost is None:
+        return allocation(scores, budget.keep, space)
+    if getattr(allocation, "density", None) is not None:
+        raise BudgetError(
+            f"{allocation} has one density of its own; a budget in {budget.currency} cannot be met with it"
+        )
+    total = sum(s.numel() for s in scores.values())
+
+    def at(k: int) -> tuple[Masks, float]:
+        masks = allocation(scores, k / total, space)
+        return masks, cost.fraction(groups, masks)
+
+    low, high = 0, total
+    best, fraction = at(0)
+    if fraction > budget.keep + 1e-12:
+        raise BudgetError(
+            f"{budget.keep:.4g} of the {budget.currency} cannot be met: with every group at its minimum "
+            f"{fraction:.4g} is left. Ask for more, or let more be pruned (exclude, at_least, granularity)"
+        )
+    while high - low > 1:
+        middle = (low + high) // 2
+        masks, fraction = at(middle)
+        if fraction <= budget.keep + 1e-12:
+            low, best = middle, masks
+        else:
+            high = middle
+    above, fraction = at(high)
+    if fraction <= budget.keep + 1e-12:
+        return above
+    for name in best:
+        grown = best | {name: above[name]}
+        if cost.fraction(groups, grown) <= budget.keep + 1e-12:
+            best = grown
+    return best
+
+
+def collapsed(masks: Masks, was: Mapping[str, Tensor] | None = None) -> tuple[str, ...]:
+    """The groups of which nothing is left (and something was before)."""
+    return tuple(
+        n for n, m in masks.items() if m.numel() and not count(m) and (was is None or n not in was or count(was[n]))
+    )
+
+
+def warn_collapse(names: tuple[str, ...], recipe: str) -> None:
+    """Say that layers were emptied, before it is done."""
+    if names:
+        warnings.warn(
+            CollapseWarning(
+                f"layer collapse: {recipe} leaves no weight in {listed(names)}, so no signal passes. Remove less, "
+                f"prune in several rounds (schedule=Iterative(rounds=100)), or use an allocation that protects layers "
+                f"(ERK, LAMP)"
+            ),
+            stacklevel=3,
+        )
+
+
+def all_kept(groups: tuple[Group, ...], parameters: Mapping[str, Tensor]) -> Masks:
+    """The dense model's masks: one True spread over each shape, which takes no memory. Not to be written to."""
+    devices = {g.name: parameters[g.members[0].param].device for g in groups}
+    return {g.name: torch.ones((), dtype=torch.bool, device=devices[g.name]).expand(g.shape) for g in groups}

@@ -1,0 +1,88 @@
+"""Try the groups out: what does not come out equal when units are removed is taken off the list."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Bool
+from torch import Tensor, nn
+
+from prunus.core.errors import DataError, StructureError, VerificationError
+from prunus.core.groups import Group
+from prunus.core.task import Example
+from prunus.graph.compact import compact
+from prunus.graph.verify import NARROW, differ, masked_, noise_like, outputs, precise, randomized_, typed
+
+
+def sift(
+    model: nn.Module, groups: list[Group], example: Example | Tensor, seed: int
+) -> tuple[list[Group], list[tuple[Group, str]]]:
+    """Those of `groups` from which units can be removed exactly, and the others with the reason.
+
+    All are tried at once; only where that fails, halves are tried, so b bad ones of n cost about `2 b log2(n / b)`
+    trials of one compaction and one run.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    masks = {group.name: some(group, generator) for group in groups}
+    found = _setting(model, example, seed)
+    if found is None:
+        return [], [(group, "cannot be proved: the model's output is not a number") for group in groups]
+    twin, inputs, wide = found
+    tolerance = 1e-9 if wide else NARROW
+
+    def attempt(part: list[Group], base: nn.Module, reference: list[Tensor] | None) -> str | None:
+        chosen = {group.name: masks[group.name] for group in part}
+        try:
+            small, _ = compact(base, part, chosen, verify=False)
+            if reference is None:
+                reference = outputs(masked_(base, part, chosen), inputs)
+            error = differ(reference, small, inputs)
+        except (StructureError, VerificationError) as failure:
+            return str(failure)
+        return None if error <= tolerance else f"removing units changes the output by {error:.1e}"
+
+    reason = attempt(groups, twin, None)
+    if reason is None:
+        return groups, []
+    # Now `twin` is masked in all groups. What a part of them removes from it are zeros, so one reference does for all.
+    masked_(twin, groups, masks)
+    reference = outputs(twin, inputs)
+    bad: list[tuple[Group, str]] = []
+
+    def good(part: list[Group], reason: str | None) -> list[Group]:
+        if reason is None:
+            return part
+        if len(part) == 1:
+            bad.append((part[0], f"tried and found not removable: {reason}"))
+            return []
+        middle = len(part) // 2
+        halves = part[:middle], part[middle:]
+        return [group for half in halves for group in good(half, attempt(half, twin, reference))]
+
+    kept = good(groups, reason)
+    while kept and (reason := attempt(kept, randomized_(precise(model, wide), seed), None)) is not None:
+        # Each is fine alone but not all together: keep a beginning that is fine.
+        bad.append((kept[-1], f"tried and found not removable together with others: {reason}"))
+        kept = kept[:-1]
+    return kept, bad
+
+
+def _setting(model: nn.Module, example: Example | Tensor, seed: int) -> tuple[nn.Module, Example | Tensor, bool] | None:
+    """A copy of the model in float64 (in its own type where it runs in no other) and inputs that give numbers."""
+    for wide in (True, False):
+        twin = randomized_(precise(model, wide), seed)
+        for inputs in (noise_like(example, seed, wide), typed(example, wide)):
+            try:
+                found = outputs(twin, inputs)
+            except DataError:  # inputs that must be positive, sorted or otherwise special: try the user's own
+                continue
+            if not any(bool(t.isnan().any()) for t in found):
+                return twin, inputs, wide
+    return None
+
+
+def some(group: Group, generator: torch.Generator) -> Bool[Tensor, "units"]:
+    """A random mask that removes about 40 % of the units, at least one, and never all."""
+    count = min(max(round(0.4 * group.units), 1), group.units - max(group.at_least, 1))
+    keep = torch.ones(group.units, dtype=torch.bool)
+    keep[torch.randperm(group.units, generator=generator)[:count]] = False
+    return keep

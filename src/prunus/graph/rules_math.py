@@ -1,0 +1,274 @@
+"""Rules for arithmetic: element-wise operations, reductions, softmax, normalization and everything over space."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from prunus.core.groups import Role
+from prunus.graph.atoms import Plane, aligned, match, overlap, varying
+from prunus.graph.flow import Call, rule
+from prunus.graph.rules_move import source_of
+
+_ADDING = frozenset(("add", "sub", "rsub"))
+
+
+# Element-wise, but not tagged so by PyTorch.
+@rule(
+    "pointwise", "copy", "prelu", "_prelu_kernel", "rrelu_with_noise", "hardswish", "floor_divide", "polar", "complex",
+    "log_sigmoid_forward", "special_expit",
+)  # fmt: skip
+def pointwise(call: Call) -> None:
+    """Equal positions tie. What has a fixed size where another operand has atoms freezes them."""
+    outputs = call.outputs
+    operands = [v for v in (*call.args, *call.kwargs.values()) if isinstance(v, Tensor)]
+    if call.name == "copy":
+        operands = operands[:2]
+    if not outputs or any(isinstance(v, list | tuple) and any(isinstance(t, Tensor) for t in v) for v in call.args):
+        for value in operands:
+            call.freeze(value, "several tensors at once")
+        return
+    planes = merge(call, operands, outputs[0].dim())
+    source = source_of(call, *(v for v in operands if v.dim() > 0)) if any(v.dim() for v in operands) else None
+    if source is None:
+        _play(call, operands)
+    for out in outputs:
+        if out.shape == outputs[0].shape:  # the second output of logsigmoid is scratch memory
+            call.give(out, planes, source)
+
+
+def _play(call: Call, operands: list[Tensor]) -> None:
+    role: Role = "scale" if call.name in ("mul", "div") else "bias" if call.name in _ADDING else "other"
+    for value in operands:
+        info = call.info(value)
+        if info.source is not None:
+            for plane in info.planes:
+                call.flow.play(plane, role)
+
+
+def merge(call: Call, operands: list[Tensor], ndim: int) -> list[Plane]:
+    """The planes of an element-wise combination of `operands` that broadcast to `ndim` axes."""
+    atoms = call.flow.atoms
+    merged: list[Plane] = []
+    owner: list[int] = []
+    for i, value in enumerate(operands):
+        own = [aligned(p, ndim) for p in call.info(value).planes]
+        for plane in own:
+            if _meets_fixed(call, plane, i, operands, ndim):
+                atoms.freeze(plane, call.reason("combined element by element with a tensor of fixed size"))
+                continue
+            candidates = [j for j in range(len(merged)) if owner[j] != i]
+            found = match(plane, [merged[j] for j in candidates])
+            if found is None:
+                merged.append(plane)
+                owner.append(i)
+                continue
+            j = candidates[found]
+            atoms.tie(plane, merged[j], call.reason("combined element by element with a tensor of fixed size"))
+            if len(varying(plane)) > len(varying(merged[j])):
+                merged[j] = plane
+    return merged
+
+
+def _meets_fixed(call: Call, plane: Plane, i: int, operands: list[Tensor], ndim: int) -> bool:
+    """Whether some other operand has its full size along an axis of `plane` but no atoms there."""
+    for j, other in enumerate(operands):
+        if j == i or other is operands[i]:
+            continue
+        shape = (1,) * (ndim - other.dim()) + tuple(other.shape)
+        full = [d for d in varying(plane) if shape[d] > 1]
+        if full and not any(overlap(plane, aligned(q, ndim)) for q in call.info(other).planes):
+            return True
+    return False
+
+
+def without(call: Call, tensor: Tensor, dims: list[int], why: str) -> list[Plane]:
+    """The planes of `tensor` that do not depend on `dims` (what does is frozen or tied)."""
+    inner = {d % max(tensor.dim(), 1) for d in dims}
+    fixed = [call.flow.atoms.fix(plane, inner, call.reason(why)) for plane in call.info(tensor).planes]
+    return [plane for plane in fixed if plane is not None]
+
+
+def _dims(value: Any, ndim: int) -> list[int]:
+    if value is None or (isinstance(value, list | tuple) and not value):
+        return list(range(ndim))
+    return [int(value)] if isinstance(value, int) else [int(v) for v in value]
+
+
+@rule(
+    "sum", "mean", "amax", "amin", "max", "min", "prod", "any", "all", "argmax", "argmin", "var", "std", "var_mean",
+    "std_mean", "logsumexp", "norm", "linalg_vector_norm", "nansum", "aminmax", "count_nonzero", "median",
+)  # fmt: skip
+def reduce(call: Call) -> None:
+    """Reductions pass what is constant over the reduced axes; a parameter's own sums of zeros stay exact."""
+    tensor = call.args[0]
+    position, name = (2, "dim") if call.name in ("norm", "linalg_vector_norm") else (1, "dim")
+    given = call.get(position, name)
+    if isinstance(given, Tensor):  # max(a, b) is element-wise
+        pointwise(call)
+        return
+    outputs = call.outputs
+    dims = [d % max(tensor.dim(), 1) for d in _dims(given, tensor.dim())]
+    source = call.info(tensor).source
+    if source is not None and call.name in ("sum", "norm", "linalg_vector_norm"):
+        planes = [p for p in call.info(tensor).planes if not set(varying(p)) & set(dims)]
+    else:
+        planes = without(call, tensor, dims, "reduces over a prunable axis")
+    for out in outputs:
+        if out.dim() == tensor.dim():
+            call.give(out, planes, source)
+        else:
+            left = [d for d in range(tensor.dim()) if d not in dims]
+            call.give(out, [p.permute(*left, *dims).reshape([p.shape[d] for d in left]) for p in planes], source)
+
+
+@rule(
+    "_softmax", "softmax", "_log_softmax", "log_softmax", "cumsum", "cumprod", "sort", "topk", "argsort",
+    "logcumsumexp", "cummax", "cummin", "_safe_softmax", "_sparse_softmax", "kthvalue",
+)  # fmt: skip
+def along_one_axis(call: Call) -> None:
+    tensor = call.args[0]
+    position = 2 if call.name in ("topk", "kthvalue") else 1
+    dim = call.get(position, "dim", -1)
+    dims = list(range(tensor.dim())) if not isinstance(dim, int) or isinstance(dim, bool) else [dim]
+    planes = without(call, tensor, dims, "mixes the positions of a prunable axis")
+    for out in call.outputs:
+        call.give(out, planes if out.dim() == tensor.dim() else [])
+
+
+def _space(names: int) -> list[int]:
+    return [-1 - i for i in range(names)]
+
+
+@rule(*(f"{kind}{n}d{tail}" for kind in ("avg_pool", "max_pool", "_adaptive_avg_pool", "adaptive_avg_pool",
+      "adaptive_max_pool", "fractional_max_pool", "reflection_pad", "replication_pad", "upsample_nearest",
+      "_upsample_nearest_exact", "upsample_bilinear", "upsample_linear", "upsample_trilinear", "upsample_bicubic",
+      "_upsample_bilinear", "_upsample_bicubic", "mkldnn_max_pool", "mkldnn_adaptive_avg_pool")
+      for n in (1, 2, 3) for tail in ("", "_with_indices", "_aa")))  # fmt: skip
+def over_space(call: Call) -> None:
+    """Pooling, padding by copies and resizing act on each channel alone."""
+    tensor = call.args[0]
+    digit = next(int(c) for c in call.name if c in "123")
+    planes = without(call, tensor, _space(digit), "acts on space")
+    for out in call.outputs:
+        call.give(out, planes)
+
+
+@rule("grid_sampler_2d", "grid_sampler_3d", "grid_sampler")
+def grid(call: Call) -> None:
+    call.freeze(call.args[1], "used as a sampling grid")
+    tensor = call.args[0]
+    call.give(call.out, without(call, tensor, _space(tensor.dim() - 2), "acts on space"))
+
+
+@rule(
+    "native_batch_norm", "_native_batch_norm_legit", "_native_batch_norm_legit_no_training", "cudnn_batch_norm",
+    "_batch_norm_no_update", "batch_norm", "_native_batch_norm_legit_functional", "miopen_batch_norm",
+    "_batch_norm_with_update",
+)  # fmt: skip
+def batch_norm(call: Call) -> None:
+    """Channels are normalized one by one: the per-channel vectors tie with the channels."""
+    tensor = call.args[0]
+    planes = without(call, tensor, [d for d in range(tensor.dim()) if d != 1], "normalizes over this axis")
+    channel = planes[0] if planes else None
+    for extra in planes[1:]:
+        call.flow.atoms.freeze(extra, call.reason("two atoms at one position"))
+    names = ("weight", "bias", "running_mean", "running_var")
+    for i, name in enumerate(names):
+        vector = call.get(1 + i, name)
+        if not isinstance(vector, Tensor):
+            continue
+        role: Role = "scale" if name == "weight" else "shift" if name == "bias" else "other"
+        tie_vector(call, channel, 1, vector, role)
+    outputs = call.outputs
+    call.give(outputs[0], [channel] if channel is not None else [])
+
+
+def tie_vector(call: Call, plane: Plane | None, dim: int, vector: Tensor, role: Role) -> None:
+    """Tie a per-channel vector to the channels along axis `dim`; one without the other is frozen."""
+    own = call.info(vector).planes
+    if plane is None:
+        call.freeze(vector, "the normalized axis is fixed")
+        return
+    if vector.numel() == 1 and plane.shape[dim] == 1:
+        return
+    if not own:
+        call.flow.atoms.freeze(plane, call.reason("a vector of fixed size lies along this axis"))
+        return
+    call.flow.play(own[0], role)
+    lying = [1] * plane.dim()
+    lying[dim] = -1
+    call.flow.atoms.tie(plane, own[0].reshape(lying), call.reason("a vector of fixed size lies along this axis"))
+
+
+@rule("native_layer_norm", "layer_norm", "_fused_rms_norm", "rms_norm", "_fused_layer_norm")
+def layer_norm(call: Call) -> None:
+    """The statistics run over the normalized axes, so nothing can leave these."""
+    tensor, shape = call.args[0], call.get(1, "normalized_shape")
+    planes = without(call, tensor, _space(len(shape)), "its statistics run over this axis")
+    for vector in (call.get(2, "weight"), call.get(3, "bias")):
+        if isinstance(vector, Tensor):
+            call.freeze(vector, "its statistics run over this axis")
+    outputs = call.outputs
+    call.give(outputs[0], planes)
+
+
+@rule("native_group_norm")
+def group_norm(call: Call) -> None:
+    """Whole groups of channels may leave: nothing else keeps the statistics of the others."""
+    tensor, weight, bias = call.args[0], call.get(1, "weight"), call.get(2, "bias")
+    parts = int(call.get(6, "group"))
+    planes = without(call, tensor, [d for d in range(tensor.dim()) if d != 1], "its statistics run over this axis")
+    channel = planes[0] if planes else None
+    if channel is not None:
+        whole = channel.unflatten(1, (parts, channel.shape[1] // parts))
+        if call.flow.atoms.fix(whole, [2], call.reason("its statistics run over this axis")) is None:
+            channel = None
+    for vector, role in ((weight, "scale"), (bias, "shift")):
+        if isinstance(vector, Tensor):
+            tie_vector(call, channel, 1, vector, "scale" if role == "scale" else "shift")
+    call.give(call.out[0], [channel] if channel is not None else [])
+
+
+@rule("_weight_norm_interface", "_weight_norm")
+def weight_norm(call: Call) -> None:
+    """`g * v / |v|`: removed slices of v are zeros in the norm, so the norm does not change."""
+    v, g = call.args[0], call.args[1]
+    outputs = call.outputs
+    for plane in call.info(g).planes:
+        found = match(plane, call.info(v).planes)
+        if found is None:
+            call.freeze(g, "no matching axis")
+        else:
+            call.flow.play(plane, "scale")
+            call.flow.atoms.tie(plane, call.info(v).planes[found], call.reason("no matching axis"))
+    call.give(outputs[0], list(call.info(v).planes), source_of(call, v))
+
+
+@rule("embedding")
+def embedding(call: Call) -> None:
+    """The rows of a table: the row axis is fixed, the other axis produces features."""
+    table, picked = call.args[0], call.get(1, "indices")
+    call.freeze(picked, "used as an index")
+    planes = []
+    for plane in call.info(table).planes:
+        if plane.shape[0] > 1:
+            call.flow.atoms.freeze(plane, call.reason("its rows are looked up"))
+        else:
+            call.flow.play(plane, "out")
+            planes.append(aligned(plane[0], call.out.dim()))
+    call.give(call.out, planes)
+
+
+@rule("_scaled_dot_product_flash_attention", "_scaled_dot_product_flash_attention_for_cpu",
+      "_scaled_dot_product_efficient_attention", "_scaled_dot_product_attention_math",
+      "_scaled_dot_product_cudnn_attention")  # fmt: skip
+def attention(call: Call) -> None:
+    """Queries, keys and values are contracted with each other: nothing of them can be removed here."""
+    query, key, value = call.args[:3]
+    for tensor in call.args:
+        if isinstance(tensor, Tensor):
+            call.freeze(tensor, "attention contracts this axis")
+    rows = query.shape[:-1].numel()
+    call.flow.count(None, rows * key.shape[-2] * (query.shape[-1] + value.shape[-1]))

@@ -1,0 +1,356 @@
+"""Rules for operations that move data: they are run on the planes themselves.
+
+Where an operation names positions along an axis (a slice, a split, a selection), removing other positions would shift
+what it takes. Such axes are tied into equal parts where that keeps the operation right, and frozen otherwise.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from prunus.graph.atoms import Plane, aligned, compress, overlap, varying
+from prunus.graph.flow import Call, rule
+
+
+def source_of(call: Call, *values: Any) -> str | None:
+    """The first parameter behind the operands if all of them are computed from parameters alone."""
+    sources = [call.info(v).source for v in values]
+    return sources[0] if sources and all(s is not None for s in sources) else None
+
+
+@rule("view", "_unsafe_view", "reshape", "_reshape_alias", "view_copy", "reshape_copy", "_reshape_copy")
+def view(call: Call) -> None:
+    tensor, shape = call.args[0], tuple(call.out.shape)
+    if tensor.numel() != call.out.numel():  # a view of other numbers (`view.dtype`)
+        call.freeze(tensor, "reads the bytes as another type")
+        call.give(call.out, [])
+        return
+    # Not a view of the plane, whose constant axes have no memory behind them.
+    moved = call.flow.run_on_planes(call, tensor, lambda plane: plane.reshape(shape))
+    call.give(call.out, moved[0] if moved else [], call.info(tensor).source)
+
+
+@rule(
+    "permute", "transpose", "t", "numpy_T", "unsqueeze", "squeeze", "expand", "alias", "flip", "movedim", "repeat",
+    "pixel_shuffle", "pixel_unshuffle", "permute_copy",
+)  # fmt: skip
+def move(call: Call) -> None:
+    tensor = call.args[0]
+    rest, kwargs = call.args[1:], call.kwargs
+    moved = call.flow.run_on_planes(call, tensor, lambda plane: call.func(plane, *rest, **kwargs))
+    call.give(call.out, moved[0] if moved else [], call.info(tensor).source)
+
+
+@rule(
+    "detach", "clone", "contiguous", "_to_copy", "lift_fresh", "lift", "zeros_like", "ones_like", "full_like",
+    "rand_like", "randn_like", "empty_like", "detach_copy", "alias_copy", "masked_fill", "bernoulli", "dropout",
+    "native_dropout",
+    "fill", "zero", "_conj", "resolve_conj", "resolve_neg", "nan_to_num", "normal", "uniform", "lift_fresh_copy",
+)  # fmt: skip
+def keep(call: Call) -> None:
+    tensor = call.args[0]
+    for other in call.args[1:]:
+        if isinstance(other, Tensor) and call.info(other).planes:
+            call.freeze(other, "a mask over a prunable axis")
+    info = call.info(tensor)
+    for out in call.outputs:
+        planes = list(info.planes) if out.shape == tensor.shape else []
+        if not planes:
+            call.freeze(tensor, "the shape changes")
+        if call.name == "masked_fill":
+            mask = call.get(1, "mask")
+            planes = _not_along(call, planes, mask)
+        call.give(out, planes, None if call.name in _FRESH else info.source)
+
+
+# These take the shape of their input, not its values.
+_FRESH = frozenset(f"{kind}_like" for kind in ("zeros", "ones", "full", "rand", "randn", "empty")) | {
+    "bernoulli",
+    "normal",
+    "uniform",
+}
+
+
+def _not_along(call: Call, planes: list[Plane], mask: Any) -> list[Plane]:
+    """Freeze the planes along whose axes a mask of fixed size lies."""
+    kept = []
+    for plane in planes:
+        if isinstance(mask, Tensor) and any(
+            d >= plane.dim() - mask.dim() and mask.shape[d - plane.dim()] > 1 for d in varying(plane)
+        ):
+            call.flow.atoms.freeze(plane, call.reason("a mask lies along this axis"))
+        else:
+            kept.append(plane)
+    return kept
+
+
+def _in_parts(call: Call, tensor: Tensor, dim: int, parts: int, inner: bool, why: str) -> list[Plane]:
+    """The planes of a tensor whose axis `dim` consists of `parts` equal parts of which the same positions stay.
+
+    `inner` says whether the parts interleave (every parts-th position) instead of following each other.
+    """
+    planes = []
+    for plane in call.info(tensor).planes:
+        if plane.shape[dim] == 1:
+            planes.append(plane)
+            continue
+        size = plane.shape[dim]
+        lying = (size // parts, parts) if inner else (parts, size // parts)
+        split = plane.unflatten(dim, lying)
+        fixed = call.flow.atoms.fix(split, [dim + 1 if inner else dim], call.reason(why))
+        if fixed is not None:
+            planes.append(plane)
+    return planes
+
+
+def _without(call: Call, tensor: Tensor, dim: int, why: str) -> list[Plane]:
+    """The planes of a tensor whose axis `dim` keeps its size."""
+    fixed = [call.flow.atoms.fix(plane, [dim], call.reason(why)) for plane in call.info(tensor).planes]
+    return [plane for plane in fixed if plane is not None]
+
+
+@rule("channel_shuffle", "native_channel_shuffle")
+def channel_shuffle(call: Call) -> None:
+    tensor, groups = call.args[0], call.get(1, "groups")
+    planes = _in_parts(call, tensor, 1, groups, False, "the number of groups is fixed")
+    mixed = [p.unflatten(1, (groups, -1)).transpose(1, 2).flatten(1, 2) if p.shape[1] > 1 else p for p in planes]
+    call.give(call.out, mixed)
+
+
+@rule("slice")
+def slice_(call: Call) -> None:
+    tensor = call.args[0]
+    dim = call.get(1, "dim", 0) % tensor.dim()
+    size = tensor.shape[dim]
+    start, stop = call.get(2, "start"), call.get(3, "end")
+    step = call.get(4, "step", 1)
+    start = 0 if start is None else max(start + size if start < 0 else start, 0)
+    stop = size if stop is None else min(max(stop + size if stop < 0 else stop, 0), size)
+    length = stop - start
+    why = f"takes positions {start}:{stop}" + (f":{step}" if step > 1 else "") + f" of {size}"
+    if start == 0 and length == size and step == 1:
+        planes = list(call.info(tensor).planes)
+    elif step > 1 and start < step and stop == size and size % step == 0:
+        planes = _in_parts(call, tensor, dim, step, True, why)
+    elif step == 1 and length > 0 and size % length == 0 and start % length == 0:
+        planes = _in_parts(call, tensor, dim, size // length, False, why)
+    else:
+        planes = _without(call, tensor, dim, why)
+    taken = [compress(p.expand(tensor.shape)[(slice(None),) * dim + (slice(start, stop, step),)]) for p in planes]
+    call.give(call.out, taken, call.info(tensor).source)
+
+
+@rule("select")
+def select(call: Call) -> None:
+    tensor = call.args[0]
+    dim, index = call.get(1, "dim") % tensor.dim(), call.get(2, "index")
+    planes = _fixed_along(call, tensor, dim, "takes one position")
+    call.give(call.out, [compress(p.expand(tensor.shape).select(dim, index)) for p in planes], call.info(tensor).source)
+
+
+def _fixed_along(call: Call, tensor: Tensor, dim: int, why: str) -> list[Plane]:
+    """The original planes (with their own atoms along `dim`) that survive the wish that `dim` keeps its size."""
+    return [
+        plane for plane in call.info(tensor).planes if call.flow.atoms.fix(plane, [dim], call.reason(why)) is not None
+    ]
+
+
+@rule("unbind")
+def unbind(call: Call) -> None:
+    tensor = call.args[0]
+    dim = call.get(1, "dim", 0) % tensor.dim()
+    planes = _fixed_along(call, tensor, dim, "takes the axis apart")
+    for i, out in enumerate(call.out):
+        call.give(out, [compress(p.expand(tensor.shape).select(dim, i)) for p in planes], call.info(tensor).source)
+
+
+@rule("split", "split_with_sizes", "unsafe_split", "unsafe_split_with_sizes", "chunk", "unsafe_chunk", "tensor_split")
+def split(call: Call) -> None:
+    tensor = call.args[0]
+    dim = call.get(2, "dim", 0) % tensor.dim()
+    sizes = [out.shape[dim] for out in call.out]
+    why = f"splits {tensor.shape[dim]} positions into {sizes}"
+    if len(sizes) == 1:
+        planes = list(call.info(tensor).planes)
+    elif len(set(sizes)) == 1:
+        planes = _in_parts(call, tensor, dim, len(sizes), False, why)
+    else:
+        planes = _without(call, tensor, dim, why)
+    start = 0
+    for out, size in zip(call.out, sizes, strict=True):
+        taken = [compress(p.expand(tensor.shape).narrow(dim, start, size)) for p in planes]
+        call.give(out, taken, call.info(tensor).source)
+        start += size
+
+
+@rule("glu")
+def glu(call: Call) -> None:
+    tensor = call.args[0]
+    dim = call.get(1, "dim", -1) % tensor.dim()
+    planes = _in_parts(call, tensor, dim, 2, False, "halves")
+    call.give(call.out, [p.narrow(dim, 0, p.shape[dim] // 2) if p.shape[dim] > 1 else p for p in planes])
+
+
+@rule("cat", "concat", "concatenate")
+def cat(call: Call) -> None:
+    dim = call.get(1, "dim", 0)
+    # Empty one-dimensional tensors may be concatenated with anything (a legacy rule of PyTorch).
+    parts = [t for t in call.args[0] if not (t.dim() == 1 and t.numel() == 0)]
+    _join(call, parts, [call.info(t).planes for t in parts], dim % call.out.dim(), [tuple(t.shape) for t in parts])
+
+
+@rule("stack")
+def stack(call: Call) -> None:
+    dim = call.get(1, "dim", 0) % call.out.dim()
+    planes = [tuple(p.unsqueeze(dim) for p in call.info(t).planes) for t in call.args[0]]
+    shapes = [(*t.shape[:dim], 1, *t.shape[dim:]) for t in call.args[0]]
+    _join(call, list(call.args[0]), planes, dim, shapes)
+
+
+def _join(
+    call: Call, parts: list[Tensor], planes: list[tuple[Plane, ...]], dim: int, shapes: list[tuple[int, ...]]
+) -> None:
+    """Concatenate along `dim`: planes along other axes tie with those of the other parts or freeze."""
+    atoms = call.flow.atoms
+    along = [[p for p in own if p.shape[dim] > 1] for own in planes]
+    across = [[p for p in own if p.shape[dim] == 1] for own in planes]
+    given: list[Plane] = []
+    for i, own in enumerate(across):
+        for plane in own:
+            partners = [next((q for q in other if overlap(plane, q)), None) for other in across]
+            if any(q is None for q in partners):
+                atoms.freeze(plane, call.reason("joined with a part of fixed size"))
+                continue
+            for q in partners:
+                assert q is not None
+                atoms.tie(plane, q, call.reason("joined with a part of fixed size"))
+            if i == 0:
+                given.append(plane)
+    if any(along):
+        out_shape = list(shapes[0])
+        pieces = []
+        for own, shape in zip(along, shapes, strict=True):
+            out_shape[dim] = shape[dim]
+            pieces.append(own[0].expand(shape) if own else torch.zeros((), dtype=torch.long).expand(shape))
+            for extra in own[1:]:
+                atoms.freeze(extra, call.reason("two atoms at one position"))
+        # Broadcast axes are shrunk before joining, so that large activations cost nothing.
+        sizes = [1 if all(p.stride(d) == 0 for p in pieces) else pieces[0].shape[d] for d in range(len(out_shape))]
+        pieces = [
+            p[tuple(slice(None) if d == dim or sizes[d] > 1 else slice(0, 1) for d in range(p.dim()))] for p in pieces
+        ]
+        given.append(compress(torch.cat(pieces, dim)))
+    call.give(call.out, given, source_of(call, *parts))
+
+
+@rule("constant_pad_nd")
+def pad(call: Call) -> None:
+    tensor, amounts = call.args[0], list(call.get(1, "pad"))
+    planes = []
+    for plane in call.info(tensor).planes:
+        padded = plane
+        for i in range(len(amounts) // 2):
+            dim = tensor.dim() - 1 - i
+            low, high = amounts[2 * i : 2 * i + 2]
+            if plane.shape[dim] == 1 or (low == 0 and high == 0):
+                continue
+            if low < 0 or high < 0:
+                call.flow.atoms.freeze(plane, call.reason(f"cuts {low}, {high} positions off"))
+                padded = torch.zeros_like(padded)
+                break
+            before, after = call.flow.filler(call.where, low, high)
+            lying = [1] * padded.dim()
+            pieces = []
+            for filler, size in ((before, low), (after, high)):
+                lying[dim] = size
+                shape = [size if d == dim else s for d, s in enumerate(padded.shape)]
+                pieces.append(filler.reshape(lying).expand(shape))
+            padded = torch.cat([pieces[0], padded, pieces[1]], dim)
+        planes.append(padded)
+    call.give(call.out, planes, None)
+
+
+@rule("roll")
+def roll(call: Call) -> None:
+    tensor = call.args[0]
+    shifts, dims = call.get(1, "shifts"), call.get(2, "dims", [])
+    dims = [dims] if isinstance(dims, int) else list(dims)
+    planes = list(call.info(tensor).planes)
+    if not dims:
+        call.freeze(tensor, "rolls the flattened tensor")
+        planes = []
+    for dim in dims:
+        planes = [p for p in planes if call.flow.atoms.fix(p, [dim % tensor.dim()], call.reason("rolls")) is not None]
+    call.give(call.out, [compress(torch.roll(p.expand(tensor.shape), shifts, dims)) for p in planes])
+
+
+@rule("index", "_unsafe_index")
+def index(call: Call) -> None:
+    tensor, indices = call.args[0], list(call.get(1, "indices"))
+    planes = list(call.info(tensor).planes)
+    dims: list[int] = []
+    cursor = 0
+    for entry in indices:
+        if entry is None:
+            cursor += 1
+            continue
+        call.freeze(entry, "used as an index")
+        width = entry.dim() if entry.dtype in (torch.bool, torch.uint8) else 1
+        dims += range(cursor, cursor + width)
+        cursor += width
+    for dim in dims:
+        planes = [p for p in planes if call.flow.atoms.fix(p, [dim], call.reason("picks positions")) is not None]
+    here = [None if e is None else e.cpu() for e in indices]
+    if any(e is not None and e.is_meta for e in here):
+        call.freeze(tensor, "picks positions that are not known")
+        planes = []
+    moved = [compress(torch.ops.aten.index.Tensor(p.expand(tensor.shape), here)) for p in planes]
+    call.give(call.out, moved, source_of(call, tensor))
+
+
+@rule("index_select")
+def index_select(call: Call) -> None:
+    tensor, dim = call.args[0], call.get(1, "dim") % call.args[0].dim()
+    picked = call.get(2, "index")
+    call.freeze(picked, "used as an index")
+    planes = _fixed_along(call, tensor, dim, "picks positions")
+    moved = [compress(p.expand(tensor.shape).index_select(dim, picked.cpu())) for p in planes]
+    call.give(call.out, moved, source_of(call, tensor))
+
+
+@rule("unfold")
+def unfold(call: Call) -> None:
+    tensor, dim = call.args[0], call.get(1, "dimension") % call.args[0].dim()
+    planes = _without(call, tensor, dim, "windows over this axis")
+    size, step = call.get(2, "size"), call.get(3, "step")
+    call.give(call.out, [compress(p.expand(tensor.shape).unfold(dim, size, step)) for p in planes])
+
+
+@rule("im2col")
+def im2col(call: Call) -> None:
+    tensor = call.args[0]
+    kernel = call.out.shape[-2] // tensor.shape[-3]
+    planes = []
+    for plane in call.info(tensor).planes:
+        fixed = call.flow.atoms.fix(plane, [tensor.dim() - 1, tensor.dim() - 2], call.reason("windows over space"))
+        if fixed is not None:
+            planes.append(fixed.squeeze(-1).repeat_interleave(kernel, dim=-2) if fixed.shape[-3] > 1 else fixed[..., 0])
+    call.give(call.out, planes)
+
+
+@rule("tril", "triu")
+def triangle(call: Call) -> None:
+    tensor = call.args[0]
+    planes = _without(call, tensor, tensor.dim() - 1, "triangle")
+    planes = [
+        q for p in planes if (q := call.flow.atoms.fix(p, [tensor.dim() - 2], call.reason("triangle"))) is not None
+    ]
+    call.give(call.out, planes)
+
+
+def spread(plane: Plane, out: Tensor) -> Plane:
+    """A plane of an operation that keeps the number of axes (sizes along constant axes may change)."""
+    return aligned(plane, out.dim())

@@ -1,0 +1,137 @@
+"""Run a model on an example and leave no trace of it: training flags, random state, hooks and defaults come back."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from prunus.core.errors import DataError, SpecError
+from prunus.core.task import Example, as_call, describe
+
+FAILURES = (
+    RuntimeError,
+    ValueError,
+    IndexError,
+    TypeError,
+    AttributeError,
+    KeyError,
+    AssertionError,
+    NotImplementedError,
+)
+"""What a forward pass raises when it is given something that it cannot work with."""
+
+
+def unwrap(model: nn.Module) -> nn.Module:
+    """The model inside `DistributedDataParallel`, `DataParallel` or `torch.compile`."""
+    while True:
+        if isinstance(model, nn.parallel.DistributedDataParallel | nn.DataParallel):
+            model = model.module
+        elif isinstance(inner := getattr(model, "_orig_mod", None), nn.Module):
+            model = inner
+        else:
+            return model
+
+
+@contextmanager
+def quiet(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode without gradients and without fused attention; everything is restored, whatever happens."""
+    training = [(m, m.training) for m in model.modules()]
+    devices = sorted({t.device.index or 0 for t in model.parameters() if t.device.type == "cuda"})
+    state = random.getstate()
+    fast = torch.backends.mha.get_fastpath_enabled()
+    try:
+        with torch.random.fork_rng(devices=devices), torch.no_grad(), torch.autocast("cpu", enabled=False):
+            torch.backends.mha.set_fastpath_enabled(False)
+            for module, _ in training:
+                module.training = False
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
+        random.setstate(state)
+        for module, was in training:
+            module.training = was
+
+
+@contextmanager
+def watched(model: nn.Module, path: list[str]) -> Iterator[None]:
+    """Keep in `path` the names of the modules that are running; after an exception it still says where that was."""
+    names = {id(m): n for n, m in model.named_modules()}
+
+    def enter(module: nn.Module, *_: Any) -> None:
+        path.append(names.get(id(module), path[-1] if path else ""))
+
+    def leave(module: nn.Module, *_: Any) -> None:
+        # A model that catches an exception of a submodule leaves entries behind, so pop down to this module.
+        name = names.get(id(module))
+        while path and path.pop() != name and name is not None:
+            pass
+
+    handles = [
+        nn.modules.module.register_module_forward_pre_hook(enter),
+        nn.modules.module.register_module_forward_hook(leave),
+    ]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def call(model: nn.Module, example: Example | Tensor, path: list[str] | None = None) -> Any:
+    """The model's output; what goes wrong is a `DataError` that names the module and the shapes."""
+    args, kwargs = as_call(example)
+    path = [] if path is None else path
+    with watched(model, path):
+        try:
+            return model(*args, **kwargs)
+        except FAILURES as error:
+            where = path[-1] if path and path[-1] else type(model).__name__
+            raise DataError(
+                f"the model cannot run the example of {describe(kwargs or args)}: "
+                f"{type(error).__name__} in {where}: {error}. Pass one input of the model as `example`, "
+                "a tuple of positional or a dict of keyword arguments"
+            ) from error
+
+
+def mapped(example: Example | Tensor, change: Any) -> Example | Tensor:
+    """The example with every tensor in it changed."""
+    if isinstance(example, Tensor):
+        return change(example)  # type: ignore[no-any-return]
+    if isinstance(example, Mapping):
+        return {k: _mapped(v, change) for k, v in example.items()}
+    if isinstance(example, tuple | list):
+        return tuple(_mapped(v, change) for v in example)
+    raise SpecError(
+        f"an example is a tensor, a tuple of inputs or a dict of keyword inputs, not {type(example).__name__}"
+    )
+
+
+def _mapped(value: Any, change: Any) -> Any:
+    if isinstance(value, Tensor):
+        return change(value)
+    if isinstance(value, Mapping):
+        return {k: _mapped(v, change) for k, v in value.items()}
+    if isinstance(value, tuple) and hasattr(value, "_fields"):
+        return type(value)(*(_mapped(v, change) for v in value))
+    if isinstance(value, tuple | list):
+        return type(value)(_mapped(v, change) for v in value)
+    return value
+
+
+def one_sample(example: Example | Tensor) -> tuple[Example | Tensor, int]:
+    """The first sample of a batch and the batch size; the example itself and 1 where no batch is to be seen."""
+    sizes: set[int] = set()
+
+    def look(tensor: Tensor) -> Tensor:
+        sizes.add(tensor.shape[0] if tensor.dim() > 0 else 0)
+        return tensor
+
+    mapped(example, look)
+    if len(sizes) != 1 or (size := sizes.pop()) <= 1:
+        return example, 1
+    return mapped(example, lambda t: t[:1].clone()), size

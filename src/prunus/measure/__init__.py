@@ -1,0 +1,85 @@
+"""Sizes and costs of a model, every number with its definition and every ratio with its denominator.
+
+>>> from prunus import measure
+>>> measure.params(model).nonzero                          # doctest: +SKIP
+>>> measure.macs(model, (images,)).effective               # doctest: +SKIP
+>>> measure.compare({"dense": a, "pruned": b}, (images,)).latency_ratio["pruned"].verdict   # doctest: +SKIP
+
+Nothing here changes the model: hooks, flags, buffers and random state are as they were, also after an exception.
+The files are imported on first use.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from prunus.measure.inputs import Example
+    from prunus.measure.operations import MacCount, macs
+    from prunus.measure.parameters import Count, ParamCount, params
+    from prunus.measure.peak import PeakMemory, peak_memory
+    from prunus.measure.quality import accuracies, accuracy
+    from prunus.measure.storage import StateBytes, disk_bytes, state_bytes
+    from prunus.measure.summary import Profile, Ratios, profile, ratios
+    from prunus.measure.timing import Comparison, Latency, LatencyRatio, compare, latency
+
+_HOME = {
+    "Comparison": "timing",
+    "Count": "parameters",
+    "Example": "inputs",
+    "Latency": "timing",
+    "LatencyRatio": "timing",
+    "MacCount": "operations",
+    "ParamCount": "parameters",
+    "PeakMemory": "peak",
+    "Profile": "summary",
+    "Ratios": "summary",
+    "StateBytes": "storage",
+    "accuracies": "quality",
+    "accuracy": "quality",
+    "compare": "timing",
+    "disk_bytes": "storage",
+    "latency": "timing",
+    "macs": "operations",
+    "params": "parameters",
+    "peak_memory": "peak",
+    "profile": "summary",
+    "ratios": "summary",
+    "state_bytes": "storage",
+}
+
+__all__ = [
+    "Comparison",
+    "Count",
+    "Example",
+    "Latency",
+    "LatencyRatio",
+    "MacCount",
+    "ParamCount",
+    "PeakMemory",
+    "Profile",
+    "Ratios",
+    "StateBytes",
+    "accuracies",
+    "accuracy",
+    "compare",
+    "disk_bytes",
+    "latency",
+    "macs",
+    "params",
+    "peak_memory",
+    "profile",
+    "ratios",
+    "state_bytes",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

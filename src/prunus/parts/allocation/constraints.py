@@ -1,0 +1,55 @@
+"""What a group demands of any selection: units that must stay, multiples, equal parts."""
+
+import math
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from prunus.core.counting import count
+from prunus.core.groups import Group
+from prunus.core.part import Masks, Scores, Space
+from prunus.parts.allocation.selection import top_k
+
+
+def protected(scores: Scores, space: Space) -> dict[str, Float[Tensor, "*units"]]:
+    """Scores with every group's best `at_least` units raised to +inf, so that no ranking can empty the group."""
+    return {name: _raise_best(s, space[name].at_least) for name, s in scores.items()}
+
+
+def _raise_best(scores: Tensor, at_least: int) -> Tensor:
+    if at_least <= 0:
+        return scores
+    best = top_k([scores], min(at_least, scores.numel()))[0]
+    return scores.masked_fill(best, torch.inf)
+
+
+def best_of(group: Group, scores: Float[Tensor, "*units"], k: int) -> Bool[Tensor, "*units"]:
+    """The k best units of one group, adjusted to its constraints: equal counts in `parts`, a multiple of `multiple`."""
+    k = feasible(group, k)
+    if group.parts == 1:
+        return top_k([scores], k)[0]
+    rows = scores.reshape(group.parts, -1)
+    return torch.stack([top_k([row], k // group.parts)[0] for row in rows]).reshape(scores.shape)
+
+
+def feasible(group: Group, k: int) -> int:
+    """The nearest number of units at or below k that the group allows, and never below its minimum.
+
+    Where `units` itself is no multiple, keeping everything stays possible.
+    """
+    if k >= group.units:
+        return group.units
+    step = math.lcm(group.multiple, group.parts)
+    least = min(group.units, math.ceil(max(group.at_least, 0) / step) * step)
+    return max(least, k // step * step)
+
+
+def respected(scores: Scores, masks: Masks, space: Space) -> Masks:
+    """Masks with every group's own constraints met; groups without any are passed through."""
+    return {
+        name: mask
+        if space[name].multiple == 1 and space[name].parts == 1
+        else best_of(space[name], scores[name], count(mask))
+        for name, mask in masks.items()
+    }

@@ -1,0 +1,87 @@
+"""Running a user's model for evidence without leaving a trace in it."""
+
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from prunus.core.task import Task
+
+
+@contextmanager
+def evidence_mode(
+    model: nn.Module, parameters: Mapping[str, Tensor], generator: torch.Generator, *, train: bool = False
+) -> Iterator[None]:
+    """Evaluation (or training) mode with gradients on `parameters`; everything is put back, also after an exception.
+
+    In training mode, batch normalization would move its running statistics and dropout would draw from the global
+    generator: buffers are restored, and the global generators are forked and seeded from the session's own.
+    """
+    training = {m: m.training for m in model.modules()}
+    flags = {p: p.requires_grad for p in model.parameters()}
+    buffers = {name: b.detach().clone() for name, b in model.named_buffers()} if train else {}
+    seed = int(torch.randint(2**31, (1,), generator=generator))
+    # The devices' own generators too: dropout on a GPU draws from them.
+    devices = sorted({p.device.index for p in model.parameters() if p.is_cuda})
+    try:
+        with torch.random.fork_rng(devices=devices), torch.enable_grad():
+            torch.manual_seed(seed)
+            model.train(train)
+            for p in model.parameters():
+                p.requires_grad_(False)
+            for scored in parameters.values():
+                scored.requires_grad_(True)
+            yield
+    finally:
+        for p, flag in flags.items():
+            p.requires_grad_(flag)
+        for module, was in training.items():
+            module.training = was
+        with torch.no_grad():
+            for name, b in model.named_buffers():
+                if name in buffers:
+                    b.copy_(buffers[name])
+
+
+@contextmanager
+def divided_outputs(model: nn.Module, temperature: float) -> Iterator[None]:
+    """Divide the model's output tensor by a temperature while inside (logits smaller, softmax flatter)."""
+
+    def divide(_module: nn.Module, _inputs: object, output: object) -> object:
+        if isinstance(output, Tensor):
+            return output / temperature
+        logits = getattr(output, "logits", None)
+        if isinstance(logits, Tensor) and getattr(output, "loss", None) is None:
+            output.logits = logits / temperature  # type: ignore[attr-defined]
+        return output
+
+    handle = model.register_forward_hook(divide) if temperature != 1.0 else None
+    try:
+        yield
+    finally:
+        if handle is not None:
+            handle.remove()
+
+
+def batch_gradients(
+    model: nn.Module, task: Task, batches: Iterable[object], names: Mapping[str, Tensor]
+) -> Iterator[dict[str, Tensor]]:
+    """Gradients of the loss, one mapping per batch; zeros for parameters the loss does not reach."""
+    for batch in batches:
+        loss = task.loss_of(model, batch)
+        if not loss.requires_grad:
+            grads: tuple[Tensor | None, ...] = (None,) * len(names)
+        else:
+            grads = torch.autograd.grad(loss, list(names.values()), allow_unused=True)
+        pairs = zip(names.items(), grads, strict=True)
+        yield {name: torch.zeros_like(p) if g is None else g for (name, p), g in pairs}
+
+
+def averaged_over_ranks(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The mean over all processes of a distributed run, so that every rank scores the same; a no-op on one process."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        for tensor in tensors.values():
+            torch.distributed.all_reduce(tensor)
+            tensor /= torch.distributed.get_world_size()
+    return tensors

@@ -1,0 +1,56 @@
+"""Single weights."""
+
+import fnmatch
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+from torch import nn
+from torch.nn.modules.conv import _ConvNd
+
+from prunus.core.groups import Group, Member
+from prunus.core.part import Granularity, Reduce
+
+
+@dataclass(frozen=True)
+class Element(Granularity):
+    """Every weight of every linear map and convolution on its own.
+
+    Prunable are the weights of linear layers and convolutions, and whatever else has two axes longer than one and is
+    named `weight`, `*_weight`, `weight_*` or `*proj*` (recurrent, fused-attention and fused-expert weights) and is no
+    embedding table; biases, normalizations,
+    tables and tokens are not (neither are they in SNIP's re-implementations, GraSP or SynFlow; SNIP's first code also
+    pruned biases). A tied weight is one weight. The unit space is `[out, everything else]`, except for stacked 3-D
+    expert tensors, whose rows are `[experts * out]`.
+
+    Attributes:
+        exclude: parameter or module names, with shell wildcards, that stay dense.
+        skip_last: leave the last weight (the classifier) dense.
+    """
+
+    exclude: tuple[str, ...] = ()
+    skip_last: bool = False
+    structure: ClassVar[Literal["unstructured", "semi-structured", "structured"]] = "unstructured"
+    reduce: Reduce = "sum"
+
+    def __call__(self, model: nn.Module, example: object = None) -> tuple[Group, ...]:
+        tables = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding | nn.EmbeddingBag)}
+        maps = {id(m._parameters.get("weight")) for m in model.modules() if isinstance(m, nn.Linear | _ConvNd)}
+        found: list[Group] = []
+        for name, p in model.named_parameters():
+            if id(p) in tables or not p.is_floating_point():
+                continue
+            if id(p) not in maps and not _is_matrix(name, tuple(p.shape)):
+                continue
+            if any(fnmatch.fnmatch(name, e) or fnmatch.fnmatch(name.rpartition(".")[0], e) for e in self.exclude):
+                continue
+            columns = p.shape[2] if p.ndim == 3 and "weight" not in name.rpartition(".")[2] else p[0].numel()
+            shape = (p.numel() // columns, columns)
+            found.append(Group(name, shape, (Member(name),), weight=tuple(p.shape), kind="weight"))
+        return tuple(found[:-1] if self.skip_last else found)
+
+
+def _is_matrix(name: str, shape: tuple[int, ...]) -> bool:
+    own = name.rpartition(".")[2]
+    named = own == "weight" or own.endswith("_weight") or own.startswith("weight_") or "proj" in own
+    # A vector in disguise ([C, 1, 1] layer scales) has one long axis; a depthwise kernel [C, 1, k, k] has several.
+    return named and len(shape) >= 2 and (len(shape) == 2 or sum(n > 1 for n in shape) >= 2)

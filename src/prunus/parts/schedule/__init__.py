@@ -1,0 +1,178 @@
+"""Schedules: when units are removed. Every schedule is a function from (final density, steps) to events."""
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+from prunus.core.errors import SpecError
+from prunus.core.events import Event
+from prunus.core.part import Schedule
+
+__all__ = ["Gradual", "Iterative", "OneShot", "PruneAndGrow", "Repeated", "Rounds"]
+
+
+def _fraction(owner: str, name: str, value: float) -> None:
+    if not 0.0 <= value <= 1.0:
+        raise SpecError(f"{owner}({name}={value}) is a fraction of the training steps, in [0, 1]")
+
+
+@dataclass(frozen=True)
+class OneShot(Schedule):
+    """Everything at once, after the fraction `at` of the training steps (0: before the first)."""
+
+    at: float = 0.0
+
+    def __post_init__(self) -> None:
+        _fraction("OneShot", "at", self.at)
+
+    def __call__(self, density: float, steps: int) -> tuple[Event, ...]:
+        return (Event(round(self.at * steps), density),)
+
+
+@dataclass(frozen=True)
+class Iterative(Schedule):
+    """Score and prune in `rounds` rounds with no training in between (SynFlow: arXiv:2006.05467, algorithm 1).
+
+    After round k the density is density^(k/rounds) (`exponential`) or 1 - (1 - density) k/rounds (`linear`).
+    """
+
+    rounds: int = 100
+    spacing: Literal["exponential", "linear"] = "exponential"
+    at: float = 0.0
+
+    def __post_init__(self) -> None:
+        _fraction("Iterative", "at", self.at)
+        if self.rounds < 1:
+            raise SpecError(f"Iterative(rounds={self.rounds}): at least one round")
+
+    def __call__(self, density: float, steps: int) -> tuple[Event, ...]:
+        shares = [k / self.rounds for k in range(1, self.rounds + 1)]
+        path = [density**s if self.spacing == "exponential" else 1 - (1 - density) * s for s in shares]
+        path[-1] = density
+        return tuple(Event(round(self.at * steps), d) for d in path)
+
+
+@dataclass(frozen=True)
+class Gradual(Schedule):
+    """Sparsity s_t = s_f (1 - (1 - (t - t0)/(t1 - t0))^power), every `every` steps from t0 to t1: cubic for gradual
+    magnitude pruning (Zhu & Gupta 2017, arXiv:1710.01878, eq. 1 with s_i = 0), power 1 for equal portions.
+
+    `begin` and `end` are fractions of the steps. Short runs get at least four events where they have the steps.
+    """
+
+    begin: float = 0.0
+    end: float = 0.75
+    every: int = 100
+    power: float = 3.0
+
+    def __post_init__(self) -> None:
+        _fraction("Gradual", "begin", self.begin)
+        _fraction("Gradual", "end", self.end)
+        if self.begin > self.end or self.every < 1 or self.power <= 0:
+            raise SpecError(f"{self}: begin <= end, every >= 1 and power > 0")
+
+    def __call__(self, density: float, steps: int) -> tuple[Event, ...]:
+        first, last = round(self.begin * steps), round(self.end * steps)
+        every = min(self.every, max(1, (last - first) // 4))
+        times = [*range(first + every, last, every), last] if last > first else [last]
+        span = max(1, last - first)
+        removed = [(1 - density) * (1 - (1 - (t - first) / span) ** self.power) for t in times]
+        return tuple(Event(t, density if t == last else 1 - r) for t, r in zip(times, removed, strict=True))
+
+
+@dataclass(frozen=True)
+class PruneAndGrow(Schedule):
+    """Sparse from the start; every `every` steps until `until`, the fraction drop/2 (1 + cos(pi t / T_end)) of each
+    group's kept units is dropped and as many are regrown (RigL: Evci et al. 2020, arXiv:1911.11134, section 3; SET
+    with `decay="none"`).
+
+    `skip_step=True` leaves out the optimizer step at an update, as the official RigL code does. `every` shrinks to a
+    quarter of a short run. Nothing is regrown after the last step: it would stay zero (SET's algorithm 1 does not
+    either).
+    """
+
+    every: int = 100
+    until: float = 0.75
+    drop: float = 0.3
+    decay: Literal["cosine", "none"] = "cosine"
+    skip_step: bool = False
+
+    def __post_init__(self) -> None:
+        _fraction("PruneAndGrow", "until", self.until)
+        if not 0.0 < self.drop < 1.0 or self.every < 1:
+            raise SpecError(f"PruneAndGrow(drop={self.drop}, every={self.every}): 0 < drop < 1, every >= 1")
+
+    def __call__(self, density: float, steps: int) -> tuple[Event, ...]:
+        end = round(self.until * steps)
+        every = min(self.every, max(1, steps // 4))
+        events = [Event(0, density)]
+        for t in range(every, min(end, steps - 1) + 1, every):
+            share = self.drop / 2 * (1 + math.cos(math.pi * t / end)) if self.decay == "cosine" else self.drop
+            if share > 0:
+                events.append(Event(t, density, regrow=share, skip=self.skip_step))
+        return tuple(events)
+
+
+@dataclass(frozen=True)
+class Rounds(Schedule):
+    """Train, prune, rewind, train again: iterative magnitude pruning (Frankle & Carbin 2019, arXiv:1803.03635).
+
+    Each round removes `per_round` of what is left, as many rounds as the density takes (the last one exactly to it).
+    All segments share the steps: training runs T steps, every later one from the rewind point to T. `rewind` is the
+    rewind point as a fraction of T (0: initialization; late rewinding: Frankle et al. 2020, arXiv:1912.05671).
+    `what="weights"` rewinds weights and learning rate; `what="rate"` only the learning rate (Renda et al. 2020,
+    arXiv:2003.02389). A run with fewer steps than rounds does as many rounds as it has steps for.
+    """
+
+    per_round: float = 0.2
+    rewind: float = 0.0
+    what: Literal["weights", "rate"] = "weights"
+
+    def __post_init__(self) -> None:
+        if not 0.0 < self.per_round < 1.0 or not 0.0 <= self.rewind < 1.0:
+            raise SpecError(
+                f"Rounds(per_round={self.per_round}, rewind={self.rewind}): 0 < per_round < 1, 0 <= rewind < 1"
+            )
+
+    def __call__(self, density: float, steps: int) -> tuple[Event, ...]:
+        rounds = max(1, math.ceil(round(math.log(density) / math.log(1 - self.per_round), 9))) if density < 1 else 1
+        rounds = min(rounds, max(1, steps - 1))
+        segment = max(1, int(steps / (1 + rounds * (1 - self.rewind)))) if steps else 0
+        # Whole steps cost the rewind point up to one step per round: shorten the segments until all rounds fit.
+        while segment > 1 and segment + rounds * (segment - int(self.rewind * segment)) > steps:
+            segment -= 1
+        back = int(self.rewind * segment)
+        events = []
+        for i in range(1, rounds + 1):
+            kept = density if i == rounds else (1 - self.per_round) ** i
+            when = segment + (i - 1) * (segment - back)
+            events.append(
+                Event(when, max(kept, density), rewind=back)
+                if self.what == "weights"
+                else Event(when, max(kept, density), replay=back)
+            )
+        return tuple(events)
+
+
+@dataclass(frozen=True)
+class Repeated(Schedule):
+    """Prune `times` times at even distances, the last at the end, each time ranking all units anew, those pruned before
+    included (soft filter pruning: He et al. 2018, arXiv:1808.06866; FPGM: He et al. 2019, arXiv:1811.00250).
+
+    `hold=False` only zeroes the units, which then go on training and may recover; the last event always holds. The
+    papers prune once per epoch: set `times` to the number of epochs.
+    """
+
+    times: int = 10
+    hold: bool = False
+
+    def __post_init__(self) -> None:
+        if self.times < 1:
+            raise SpecError(f"Repeated(times={self.times}): at least once")
+
+    def __call__(self, density: float, steps: int) -> tuple[Event, ...]:
+        times = min(self.times, max(1, steps))
+        return tuple(
+            Event(round(steps * i / times), density, hold=self.hold or i == times, revive=True)
+            for i in range(1, times + 1)
+        )
