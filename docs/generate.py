@@ -41,6 +41,13 @@ def linked(text: str) -> str:
     return ARXIV.sub(r"[arXiv:\1](https://arxiv.org/abs/\1)", escaped(text))
 
 
+def ours(slot: str) -> list[str]:
+    """The parts of a slot that Prunus itself defines; a process may have registered others."""
+    if slot not in SLOTS:
+        return []
+    return sorted(name for name, kind in Part.known(slot).items() if kind.__module__.startswith("prunus."))
+
+
 def spelled(part: Part) -> str:
     """A part as it is written in a recipe: the class and the fields that differ from their defaults."""
     told = []
@@ -132,7 +139,7 @@ class Setting:
             there = find_spec(f"prunus.{self.package}") is not None
             return ("yes", f"`prunus.{self.package}`") if there else ("0", self.note or "not there yet")
         if self.slot:
-            parts_there = sorted(Part.known(self.slot)) if self.slot in SLOTS else []
+            parts_there = ours(self.slot)
             return f"{len(parts_there)}", ", ".join(f"`{p}`" for p in parts_there) or self.note or "not there yet"
         return "0 *", self.note or "not there yet"
 
@@ -242,7 +249,7 @@ def coverage_page() -> str:
     vocabulary = [
         (f"`{slot}`", str(len(known)), ", ".join(f"`{n}`" for n in known) or "not there yet")
         for slot in dict.fromkeys((*DESIGNED, *SLOTS))
-        for known in [sorted(Part.known(slot)) if slot in SLOTS else []]
+        for known in [ours(slot)]
     ]
     return COVERAGE.format(
         notice=NOTICE,

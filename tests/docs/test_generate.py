@@ -11,6 +11,7 @@ from types import ModuleType
 import pytest
 
 import prunus
+from prunus.core.part import Part
 from tests.docs.pages import ROOT
 from tests.report import sample
 
@@ -36,6 +37,18 @@ def copy(tmp_path: Path) -> Path:
 
 def test_everything_is_up_to_date(generate: ModuleType) -> None:
     assert generate.main(["--check"]) == 0, "run python docs/generate.py"
+
+
+def test_parts_that_others_registered_are_not_counted(generate: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Part, "_registry", {slot: dict(known) for slot, known in Part._registry.items()})
+
+    class NotOurs(prunus.parts.criteria.Magnitude):
+        """A criterion that a user has defined in this process."""
+
+    assert "NotOurs" in Part.known("criterion")
+    assert "NotOurs" not in generate.ours("criterion")
+    assert "Magnitude" in generate.ours("criterion")
+    assert generate.main(["--check"]) == 0
 
 
 def test_check_sees_what_is_stale_and_writing_mends_it(

@@ -21,7 +21,8 @@ class Task:
         loss: `(model, batch) -> scalar tensor`. Asked for by gradients and by training.
         train: batches to train on; iterated again and again (a DataLoader, a list, any re-iterable).
         calib: batches to score with. Left out, the first batch of `train` is used.
-        metric: `(model) -> float`, the figure to report; never used to choose.
+        metric: `(model) -> float`, the figure to judge by afterwards; the engine never calls it, so nothing is
+            chosen by it.
         forward: `(model, batch) -> outputs`, without touching labels. Left out: a mapping is passed as keywords less
             `labels`, a tuple or list passes its first entry, anything else is passed as it is.
         example: one input of the model, a tuple of positional or a dict of keyword arguments, batch dimension included.
