@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV ?= .venv
 # processes that the tests run in
 JOBS ?= 2
+# networks that `make fuzz` makes up
+N ?= 2000
 # arguments for `prunus quickstart` and for pytest:  make quickstart ARGS=--download   make unit ARGS='-k snip'
 ARGS ?=
 
@@ -14,7 +16,7 @@ ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1
 MAKEFLAGS += --no-print-directory
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help quickstart test lint types unit format docs bench clean
+.PHONY: help quickstart test lint types unit fuzz networks format docs bench clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -36,6 +38,13 @@ types: $(VENV)/.dev  ## mypy --strict over src
 
 unit: $(VENV)/.dev  ## pytest only
 	$(ONE_THREAD) $(BIN)/python -m pytest -n $(JOBS) --dist loadfile $(ARGS)
+
+fuzz: $(VENV)/.dev  ## prune N random networks and compare (some minutes; prints the seeds that fail)
+	$(ONE_THREAD) $(BIN)/python -m tests.graph.fuzz --count $(N) --jobs $(JOBS) $(ARGS)
+
+networks: $(VENV)/.dev  ## prune the listed networks that have no result yet, and compare (ARGS=--again: all, an hour)
+	$(ONE_THREAD) $(BIN)/python -m tests.graph.sweep --jobs $(JOBS) $(ARGS)
+	$(BIN)/python -m tests.graph.sweep --markdown
 
 format: $(VENV)/.dev  ## let ruff mend what it can
 	$(BIN)/ruff check --fix .

@@ -34,8 +34,9 @@ ALLOWED: dict[str, frozenset[str]] = {
 }
 # These alone know the methods by name: everything below them takes a Recipe.
 KNOW_METHODS = {"methods", "cli", "lab", "advise", "."}
-# What any file may take from the package itself: a string, and the door by which a method's name becomes its recipe.
-DOORS = {"prunus.__version__", "prunus.recipe_named"}
+# What any file may take from the package itself: a string, and the doors by which a method's name becomes its recipe
+# and a budget in latency finds something to measure with.
+DOORS = {"prunus.__version__", "prunus.default_clock", "prunus.recipe_named"}
 VAGUE = {"utils", "util", "helpers", "helper", "manager", "managers", "common", "misc"}
 PICKLES = {"pickle", "cloudpickle", "dill", "joblib"}
 LONGEST = 400

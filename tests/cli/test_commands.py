@@ -78,6 +78,12 @@ def test_a_plan_names_groups_budget_and_costs() -> None:
     plan = told(*PRUNE, "-m", "l1_filter", "--macs", 0.5, "--dry-run")
     assert plan["budget"] == "0.5 of the macs" and 0.3 < plan["kept"]["macs"] <= 0.5
     assert all(0 < g["keep"] < g["units"] for g in plan["groups"])
+    plan = told(*PRUNE, "-m", "l1_filter", "--bytes", 0.5, "--dry-run")
+    assert plan["budget"] == "0.5 of the bytes" and 0.3 < plan["kept"]["bytes"] <= 0.5
+    trials = told("compare", "mlp", "-d", "digits", "-m", "l1_filter", "--bytes", "0.5,0.3", "--dry-run")["trials"]
+    assert [(t["method"], t["bytes"]) for t in trials] == [
+        ("l1_filter", 0.5), ("l1_filter", 0.3), ("random_channel", 0.5), ("random_channel", 0.3),
+    ]  # fmt: skip
     trials = told("compare", "mlp", "-d", "digits", "-m", "snip,n_of_m,l1_filter", "-s", "0.5,0.9", "--dry-run")[
         "trials"
     ]
@@ -141,6 +147,12 @@ MISUSE = [
     ((*PRUNE, "--sparsity", "1"), "outside [0, 1)"),
     ((*PRUNE, "--macs", "0"), "outside (0, 1]"),
     ((*PRUNE, "--macs", "0.5", "--params", "0.5"), "contradict"),
+    ((*PRUNE, "--latency", "1.5"), "budget latency=1.5 is outside (0, 1]"),
+    ((*PRUNE, "--latency", "0.5", "--bytes", "0.5"), "--bytes and --latency contradict"),
+    ((*PRUNE, "--latency", "0.5"), "cannot be met by removing single weights"),
+    (("compare", "mlp", "-d", "digits", "--bytes", "0.5"), "cannot be met by removing single weights"),
+    (("compare", "mlp", "-d", "digits", "--bytes", "0.5", "--macs", "0.5"), "contradict"),
+    (("compare", "mlp", "-d", "digits", "--macs", "0.5,x"), "--macs 0.5,x: give fractions"),
     ((*PRUNE, "--sparsity", "0.5", "--lr", "0"), "above 0"),
     (("prune", "mlp", "-d", "digts", "--sparsity", "0.5"), "did you mean digits"),
     (("prune", "gpt_tiny", "-d", "digits", "--sparsity", "0.5"), "takes text"),

@@ -93,18 +93,18 @@ def test_needs_are_read_from_annotations() -> None:
 
 def test_a_part_registers_itself_and_works_at_once() -> None:
     @dataclass(frozen=True)
-    class Product(Criterion):
+    class Powered(Criterion):
         power: float = 1.0
 
         def __call__(self, w: Weight, g: Grad) -> Tensor:
             return (w * g).abs() ** self.power
 
     try:
-        recipe = replace(SNIP, criterion=Product(power=2.0))
+        recipe = replace(SNIP, criterion=Powered(power=2.0))
         assert Recipe.from_dict(json.loads(json.dumps(recipe.to_dict()))) == recipe
         assert recipe.reads == "labels" and not recipe.data_free and recipe.when == "before"
     finally:
-        Part._registry["criterion"].pop("Product")
+        Part._registry["criterion"].pop("Powered")
 
 
 def test_the_taxonomy_is_derived() -> None:

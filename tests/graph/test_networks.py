@@ -95,4 +95,6 @@ def test_transformers(name: str) -> None:
     structure, small = prove(model, example)
     assert neurons in producers(structure)
     was, now = dict(model.named_parameters())[neurons], dict(small.named_parameters())[neurons]
-    assert sorted(set(was.shape) ^ set(now.shape)) == sorted({max(was.shape), round(0.6 * max(was.shape))})
+    width, inner = sorted(was.shape)
+    # The width of the stream goes too where its norms can be put right.
+    assert sorted(now.shape) == sorted((round(0.6 * width) if name == "llama" else width, round(0.6 * inner)))

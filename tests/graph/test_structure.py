@@ -13,7 +13,7 @@ from prunus.core.errors import DataError, StructureError
 from prunus.graph import trace
 from prunus.graph.atoms import Atoms
 from tests.graph.nets import Net, conv, head, image
-from tests.graph.proof import producers
+from tests.graph.proof import producers, prove
 
 
 def residual() -> Net:
@@ -86,8 +86,18 @@ def test_frozen_reasons_name_operation_and_module() -> None:
     assert "no rule" in trace(net, image()()).frozen["a.weight"]
 
 
-def test_sizes_in_code_are_found_by_trying() -> None:
+def test_sizes_in_code_are_named() -> None:
     net = Net(lambda s, x: head(s, s.b(s.a(x).view(-1, 8, 8, 8))), a=conv(3, 8), b=conv(8, 6), fc=nn.Linear(6, 4))
+    for probe in (True, False):
+        structure = trace(net, image()(), probe=probe)
+        assert producers(structure) == {"b.weight"}
+        assert "the code says 8" in structure.frozen["a.weight"]
+
+
+def test_what_no_rule_sees_is_found_by_trying() -> None:
+    net = Net(
+        lambda s, x: head(s, s.b((y := s.a(x)) * (1 + len(y[0])))), a=conv(3, 8), b=conv(8, 6), fc=nn.Linear(6, 4)
+    )
     structure = trace(net, image()())
     assert producers(structure) == {"b.weight"}
     assert structure.frozen["a.weight"].startswith("tried and found not removable")
@@ -195,3 +205,25 @@ def test_constant_weights_hide_nothing_from_the_trial() -> None:
               n=nn.BatchNorm2d(8), fc=nn.Linear(8, 4))  # fmt: skip
     nn.init.zeros_(net.n.weight)  # the branch contributes nothing yet
     assert not producers(trace(net, image()())) & {"b.weight"}
+
+
+def test_caches_that_a_forward_fills_are_left_as_they_were() -> None:
+    class Cached(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Linear(4, 8), nn.Linear(8, 3)
+            self.scale = nn.Parameter(torch.rand(8))
+            self.cache: dict[str, Tensor] = {}
+            self.calls = 0
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.calls += 1
+            self.last = x
+            if "scale" not in self.cache:
+                self.cache["scale"] = self.scale * 2
+            return self.b(self.a(x) * self.cache["scale"])
+
+    model = Cached()
+    structure, _ = prove(model, torch.randn(2, 4))
+    assert producers(structure) == {"a.weight"}
+    assert (model.cache, model.calls, hasattr(model, "last")) == ({}, 0, False)

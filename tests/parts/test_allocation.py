@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from prunus.core.errors import BudgetError, SpecError
 from prunus.core.groups import Group
 from prunus.core.part import Allocation, Masks
-from prunus.parts.allocation import ERK, LAMP, GlobalRanking, NofM, SmartRatio, Uniform
+from prunus.parts.allocation import ERK, LAMP, GlobalRanking, Isomorphic, NofM, SmartRatio, Uniform
 from prunus.parts.allocation.constraints import feasible
 from prunus.parts.allocation.density import rounded_to_total
 from prunus.parts.allocation.selection import kept
@@ -31,6 +31,7 @@ TOTAL = sum(g.units for g in SPACE.values())
 EXACT: list[Allocation] = [
     GlobalRanking(),
     GlobalRanking(rounding="nearest"),
+    GlobalRanking(normalize="mean"),
     LAMP(),
     LAMP(rounding="ceil"),
     ERK(),
@@ -38,7 +39,7 @@ EXACT: list[Allocation] = [
     SmartRatio(),
     SmartRatio(decay=True, last=0.9),
 ]
-EVERY = [*EXACT, Uniform(), Uniform(within="row", rounding="nearest")]
+EVERY = [*EXACT, Isomorphic(), Uniform(), Uniform(within="row", rounding="nearest")]
 DENSITIES = [1e-9, 1e-4, 0.001, 0.01, 0.05, 0.1, 0.3, 1 / 3, 0.5, 0.8, 0.95, 0.999, 1.0]
 
 
@@ -112,7 +113,7 @@ def test_masks_do_not_hang_on_the_order_of_weights(allocation: Allocation) -> No
     assert all(torch.equal(moved[n], m[rows[n]][:, columns[n]]) for n, m in masks.items())
 
 
-@named([GlobalRanking(), LAMP(), Uniform(), ERK()])
+@named([GlobalRanking(), LAMP(), Isomorphic(), Uniform(), ERK()])
 def test_masks_do_not_hang_on_the_order_of_layers(allocation: Allocation) -> None:
     scores = random_scores(SPACE, seed=7)
     masks = allocation(scores, 0.3, SPACE)
@@ -282,7 +283,7 @@ def test_feasible_counts_respect_every_demand(k: int, demand: tuple[int, int, in
     assert found <= max(k, math.ceil(at_least / step) * step) or found == units
 
 
-@named([GlobalRanking(), Uniform(), LAMP(), ERK(), SmartRatio()])
+@named([GlobalRanking(), Isomorphic(normalize="max"), Uniform(), LAMP(), ERK(), SmartRatio()])
 @pytest.mark.parametrize("density", [1e-9, 0.05, 0.3, 0.6, 1.0])
 def test_groups_get_what_they_demand(allocation: Allocation, density: float) -> None:
     space = space_of(

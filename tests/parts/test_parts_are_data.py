@@ -17,7 +17,7 @@ from prunus import methods, parts
 from prunus.core.errors import SpecError, UnknownNameError
 from prunus.core.part import SLOTS, Allocation, Criterion, Part, Schedule, needs, plain_dataclass
 from prunus.core.recipe import Recipe
-from prunus.parts.allocation import ERK, LAMP, GlobalRanking, NofM, SmartRatio, Uniform
+from prunus.parts.allocation import ERK, LAMP, GlobalRanking, Isomorphic, NofM, SmartRatio, Uniform
 from prunus.parts.criteria import ConnectionSensitivity, GradientSignal, Magnitude, TaylorWeight
 from prunus.parts.evidence import Grad, Weight
 from prunus.parts.granularity import Channel, Element
@@ -32,7 +32,8 @@ EDITED: list[Part] = [
     ConnectionSensitivity(train_mode=True),
     GradientSignal(temperature=1.0),
     TaylorWeight(train_mode=True),
-    GlobalRanking(rounding="nearest"),
+    GlobalRanking(rounding="nearest", normalize="mean"),
+    Isomorphic(rounding="ceil", normalize="sum"),
     LAMP(rounding="ceil"),
     ERK(kernel=False),
     SmartRatio(last=0.5, decay=True),

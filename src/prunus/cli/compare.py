@@ -26,10 +26,16 @@ from prunus.cli.setting import (
 from prunus.core.errors import SpecError
 
 if TYPE_CHECKING:
+    from prunus.core.budget import Budget
     from prunus.core.recipe import Recipe
     from prunus.lab.experiment import Setup
     from prunus.lab.series import Entry
     from prunus.report.records import Curve, MethodRecord
+
+
+Points = Annotated[
+    str | None, typer.Option(help="Operating points in this currency instead: fractions kept, separated by commas.")
+]
 
 
 def compare(
@@ -38,6 +44,10 @@ def compare(
     sparsities: Annotated[
         str, typer.Option("--sparsities", "-s", help="Operating points, fractions separated by commas.")
     ] = "0.5,0.75,0.9",
+    macs: Points = None,
+    params: Points = None,
+    bytes_: Annotated[str | None, typer.Option("--bytes", help="The same in stored bytes.")] = None,
+    latency: Annotated[str | None, typer.Option("--latency", help="The same in measured latency.")] = None,
     checkpoint: Checkpoint = None,
     data: Data = None,
     root: Root = None,
@@ -62,8 +72,7 @@ def compare(
     A finished trial is kept: an interrupted comparison goes on where it stopped, and a method can be added later.
     """
     recipes = _recipes(methods, baseline)
-    points = _points(sparsities)
-    from prunus.core.budget import Budget
+    points = _points(sparsities, {"macs": macs, "params": params, "bytes": bytes_, "latency": latency})
     from prunus.deploy.atomic import check_writable
     from prunus.lab.series import Entry
 
@@ -81,7 +90,7 @@ def compare(
         lr=lr,
         seed=seed,
     )
-    entries = [Entry(r, Budget.from_sparsity(s), steps) for r in recipes for s in _own(r, points)]
+    entries = [Entry(r, b, steps) for r in recipes for b in _own(r, points)]
     for recipe in recipes:
         # One session each, thrown away: what is wrong with the third method is said before the first one runs.
         session_of(setup, recipe, next(e.budget for e in entries if e.recipe is recipe), steps)
@@ -126,21 +135,31 @@ def compare(
 
 def _plan(setup: Setup, entries: list[Entry], out: Path, json: bool) -> None:
     if json:
-        trials = [
-            {"method": e.recipe.name, "sparsity": round(1 - e.budget.keep, 6), "steps": e.steps, "name": e.label}
-            for e in entries
-        ]
+        trials = [{"method": e.recipe.name, **_point(e), "steps": e.steps, "name": e.label} for e in entries]
         plan = {"network": setup.network, "data": setup.dataset.name, "trials": trials, "out": str(out)}
         emit({"dry_run": True, **plan, "seed": setup.seed})
         return
     out_lines = [f"{len(entries)} trials on {setup.network} and {setup.dataset.name}; nothing was changed:"]
-    out_lines += [f"  {e.recipe.name} at sparsity {1 - e.budget.keep:.4g}, {e.steps} steps" for e in entries]
+    out_lines += [f"  {e.recipe.name} at {_words(e.budget)}, {e.steps} steps" for e in entries]
     console().print("\n".join([*out_lines, f"would write {out}"]), markup=False, soft_wrap=True)
+
+
+def _point(entry: Entry) -> dict[str, float]:
+    budget = entry.budget
+    return {"sparsity": round(1 - budget.keep, 6)} if budget.currency == "units" else {budget.currency: budget.keep}
+
+
+def _words(budget: Budget) -> str:
+    return f"sparsity {1 - budget.keep:.4g}" if budget.currency == "units" else str(budget)
 
 
 def _titled(entry: Entry, record: MethodRecord) -> MethodRecord:
     """The record under a title that tells a method's operating points apart."""
-    return record.model_copy(update={"title": f"{_title(entry.recipe)}, {1 - entry.budget.keep:.4g} removed"})
+    return record.model_copy(update={"title": f"{_title(entry.recipe)}, {_removed(entry.budget)}"})
+
+
+def _removed(budget: Budget) -> str:
+    return f"{1 - budget.keep:.4g} removed" if budget.currency == "units" else f"at most {budget}"
 
 
 def _title(recipe: Recipe) -> str:
@@ -160,7 +179,9 @@ def _curves(recipes: list[Recipe], entries: list[Entry], records: list[MethodRec
         reached = [
             Point(sparsity=1 - e.budget.keep, accuracy=m.accuracy_after) for e, m in own if m.accuracy_after is not None
         ]
-        curves.append(Curve(name=recipe.name, points=reached, note=f"test accuracy after {steps} steps, one seed"))
+        units = own[0][0].budget.currency
+        of = "" if units == "units" else f", against the share of the {units} that had to go"
+        curves.append(Curve(name=recipe.name, points=reached, note=f"test accuracy after {steps} steps, one seed{of}"))
     return curves
 
 
@@ -183,21 +204,26 @@ def _recipes(names: str, baseline: bool) -> list[Recipe]:
     return [*recipes, *(f for f in floor if f.name not in {r.name for r in recipes})]
 
 
-def _points(text: str) -> list[float]:
+def _points(sparsities: str, others: dict[str, str | None]) -> list[Budget]:
+    """The operating points: in the one other currency that was given, else the sparsities."""
     from prunus.core.budget import Budget
 
+    given = {k: v for k, v in others.items() if v is not None}
+    if len(given) > 1:
+        raise SpecError(f"{' and '.join(f'--{k}' for k in given)} contradict each other: give one")
+    name, text = next(iter(given.items()), ("sparsities", sparsities))
     try:
         points = [float(s) for s in text.split(",") if s.strip()]
     except ValueError as error:
-        raise SpecError(f"--sparsities {text}: give fractions separated by commas, such as 0.5,0.9") from error
-    for p in points:
-        Budget.from_sparsity(p)
+        raise SpecError(f"--{name} {text}: give fractions separated by commas, such as 0.5,0.9") from error
     if not points:
-        raise SpecError("--sparsities names no operating point")
-    return list(dict.fromkeys(points))
+        raise SpecError(f"--{name} names no operating point")
+    return list(dict.fromkeys(Budget(**{name: p}) if given else Budget.from_sparsity(p) for p in points))
 
 
-def _own(recipe: Recipe, points: list[float]) -> list[float]:
+def _own(recipe: Recipe, points: list[Budget]) -> list[Budget]:
     """The points a recipe can take: patterns such as 2:4 have one of their own."""
+    from prunus.core.budget import Budget
+
     density = getattr(recipe.allocate, "density", None)
-    return points if density is None else [1 - density]
+    return points if density is None else [Budget(density=density)]

@@ -196,18 +196,22 @@ def tried(model: nn.Module, name: str, example: tuple[Any, ...]) -> None:
         raise SpecError(f"{name} does not take an input of {shapes}: {error}. Give its shape with --input") from error
 
 
-def budget_from(recipe: Recipe, sparsity: float | None, macs: float | None, params: float | None) -> Budget:
-    """The budget of the command line; exactly one of the three, or none for recipes that bring their own."""
+def budget_from(recipe: Recipe, sparsity: float | None, **ceilings: float | None) -> Budget:
+    """The budget of the command line; exactly one of the options, or none for recipes that bring their own.
+
+    ceilings: what `--macs`, `--params`, `--bytes` and `--latency` gave, by the names of `Budget`'s fields.
+    """
     from prunus.core.budget import Budget
     from prunus.engine.prepare import resolve_budget
 
-    given = [o for o, v in (("--sparsity", sparsity), ("--macs", macs), ("--params", params)) if v is not None]
+    ceiling = {k: v for k, v in ceilings.items() if v is not None}
+    given = [f"--{k}" for k in ({} if sparsity is None else {"sparsity": sparsity}) | ceiling]
     if len(given) > 1:
         raise SpecError(f"{' and '.join(given)} contradict each other: give one")
     if not given and getattr(recipe.allocate, "density", None) is None:
-        raise SpecError(f"{recipe.name} needs to know how much: --sparsity 0.9, --macs 0.5 or --params 0.5")
-    budget = Budget(macs=macs) if macs is not None else Budget(params=params) if params is not None else None
-    return resolve_budget(recipe, sparsity, budget)
+        others = ", ".join(f"--{k} 0.5" for k in ceilings)
+        raise SpecError(f"{recipe.name} needs to know how much: --sparsity 0.9 or one of {others}")
+    return resolve_budget(recipe, sparsity, Budget(**ceiling) if ceiling else None)
 
 
 def _recorded(folder: Path, name: str) -> tuple[str, dict[str, Any], list[int] | None]:

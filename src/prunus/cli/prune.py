@@ -24,13 +24,17 @@ from prunus.cli.setting import (
 )
 
 if TYPE_CHECKING:
-    from prunus.core.budget import Budget
+    from prunus.core.budget import Budget, Currency
     from prunus.core.recipe import Recipe
     from prunus.lab.experiment import Setup
 
 Sparsity = Annotated[float | None, typer.Option("--sparsity", help="Fraction of the method's units to remove, [0, 1).")]
 Macs = Annotated[float | None, typer.Option("--macs", help="Fraction of the multiply-accumulates to keep, (0, 1].")]
 Params = Annotated[float | None, typer.Option("--params", help="Fraction of all parameters to keep, (0, 1].")]
+Bytes = Annotated[float | None, typer.Option("--bytes", help="Fraction of the stored bytes to keep, (0, 1].")]
+Latency = Annotated[
+    float | None, typer.Option("--latency", help="Fraction of the dense latency to keep, measured here, (0, 1].")
+]
 Out = Annotated[Path, typer.Option("--out", "-o", help="Folder to write; an earlier one of prunus is replaced.")]
 
 
@@ -44,6 +48,8 @@ def prune(
     sparsity: Sparsity = None,
     macs: Macs = None,
     params: Params = None,
+    bytes_: Bytes = None,
+    latency: Latency = None,
     steps: Steps = 0,
     lr: Rate = 0.02,
     batch_size: Batch = 128,
@@ -61,7 +67,7 @@ def prune(
     from prunus.deploy.atomic import check_replaceable
 
     recipe = methods.get(method)
-    budget = budget_from(recipe, sparsity, macs, params)
+    budget = budget_from(recipe, sparsity, macs=macs, params=params, bytes=bytes_, latency=latency)
     check_replaceable(out)
     setup = setup_from(
         network,
@@ -124,8 +130,10 @@ def _plan(setup: Setup, recipe: Recipe, budget: Budget, steps: int, out: Path, j
     at_once = all(e.step == 0 for e in session.events)
     if at_once:
         session.start()
-        for currency in ("params", "macs"):
+        currencies: list[Currency] = ["params", "macs"]
+        for currency in [*currencies, budget.currency] if budget.currency == "bytes" else currencies:
             costs[currency] = cost_of(session.model, session.task, currency).fraction(session.groups, session.masks)
+        costs |= {k: v for k, v in session.history[-1].items() if k == "latency"}
     groups = [
         {
             "name": g.name,
@@ -161,8 +169,8 @@ def _plan(setup: Setup, recipe: Recipe, budget: Budget, steps: int, out: Path, j
         kept = "decided in training" if g["keep"] is None else f"{g['keep']:,}"
         table.add_row(escape(str(g["name"])), f"{g['units']:,} {g['kind']}s", kept)
     console().print(table)
-    for currency, fraction in costs.items():
-        what = {"params": "parameters", "macs": "MACs"}[currency]
+    for name, fraction in costs.items():
+        what = {"params": "parameters", "macs": "MACs", "bytes": "bytes", "latency": "latency, as measured,"}[name]
         console().print(f"{fraction:.2%} of the {what} would be kept")
     times = len(session.events)
     console().print(f"pruned in {times} step{'s' if times != 1 else ''}, {steps} of training; would write {out}")

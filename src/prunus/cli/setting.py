@@ -91,7 +91,7 @@ def session_of(setup: Setup, recipe: Recipe, budget: Budget, steps: int) -> Sess
     """A session on a fresh copy of the network; making one checks weights, structure, budget, and what is read."""
     from prunus.engine.session import Session
 
-    return Session(setup.source(recipe), recipe, setup.task(), budget, steps=steps, seed=setup.seed)
+    return Session(setup.source(recipe), recipe, setup.task(budget), budget, steps=steps, seed=setup.seed)
 
 
 def _data(built: Built, data: str, root: Path | None, *, download: bool, pattern: str, length: int | None) -> Dataset:

@@ -1,11 +1,31 @@
-"""How much may stay: a fraction of the units, of the parameters, or of the multiply-accumulates."""
+"""How much may stay: a fraction of the units, parameters, multiply-accumulates, bytes, or of the measured latency."""
 
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from typing import Any, Literal, NamedTuple, get_args
 
 from prunus.core.errors import SpecError
 
-Currency = Literal["units", "params", "macs"]
+Currency = Literal["units", "params", "macs", "bytes", "latency"]
+PHYSICAL = ("bytes", "latency")
+"""Currencies in which only what is cut out of the model counts: a zero takes as much room and time as a number."""
+
+
+class Timing(NamedTuple):
+    """What a clock found: the time of a pruned model as a share of the dense one's, run in turn with it.
+
+    Attributes:
+        share: median time of the pruned model over the median of the dense one, below 1 where it is faster.
+        low, high: the quartiles of that share over neighbouring runs.
+    """
+
+    share: float
+    low: float
+    high: float
+
+
+Clock = Callable[[Any, Any, Any], Timing]
+"""`(dense, pruned, example) -> Timing`: what a budget in latency is measured by."""
 
 
 @dataclass(frozen=True)
@@ -17,18 +37,25 @@ class Budget:
             weights of an unstructured recipe, 10 % of the channels of a structured one).
         params: largest fraction of *all* parameters of the model, in (0, 1].
         macs: largest fraction of *all* multiply-accumulates of the model, in (0, 1].
+        bytes: largest fraction of the bytes of the model's state (parameters and buffers as they are saved, each by
+            the size of its own type, shared ones once), in (0, 1]. Structured recipes only: zeros are stored too.
+        latency: largest fraction of the dense model's median latency, measured on this machine with the example as it
+            is, batch included, in (0, 1]. Structured recipes only: a dense kernel multiplies zeros too.
 
-    `params` and `macs` are ceilings: the allocation keeps as much as fits under them.
+    All but `density` are ceilings: the allocation keeps as much as fits under them.
     """
 
     density: float | None = None
     params: float | None = None
     macs: float | None = None
+    bytes: float | None = None
+    latency: float | None = None
 
     def __post_init__(self) -> None:
         given = {k: v for k, v in vars(self).items() if v is not None}
         if len(given) != 1:
-            raise SpecError(f"a budget names exactly one of density, params, macs; got {given or 'none'}")
+            names = ", ".join(f.name for f in fields(self))
+            raise SpecError(f"a budget names exactly one of {names}; got {given or 'none'}")
         ((name, value),) = given.items()
         if isinstance(value, bool) or not isinstance(value, int | float) or not 0.0 < value <= 1.0:
             raise SpecError(f"budget {name}={value!r} is outside (0, 1]: it is the fraction of the dense model to keep")
@@ -46,12 +73,12 @@ class Budget:
     @property
     def keep(self) -> float:
         """The fraction to keep, whatever it is a fraction of."""
-        return next(v for v in (self.density, self.params, self.macs) if v is not None)
+        return next(float(v) for v in vars(self).values() if v is not None)
 
     @property
     def currency(self) -> Currency:
         """What `keep` is a fraction of."""
-        return "units" if self.density is not None else "params" if self.params is not None else "macs"
+        return next((c for c in get_args(Currency) if getattr(self, c, None) is not None), "units")
 
     def at(self, keep: float) -> "Budget":
         """The same kind of budget with another fraction: an intermediate point of a schedule."""

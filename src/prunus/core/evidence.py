@@ -65,7 +65,6 @@ class Evidence(ABC):
         views: dict[str, Tensor] = {}
         for group in sources.groups:
             members = [m for m in group.with_role(*self.roles) if m.param in tensors]
-            parts = [group.view(m, tensors[m.param]) for m in members]
-            if parts:
-                views[group.name] = parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)
+            if members:
+                views[group.name] = group.views(members, tensors)
         return views

@@ -6,7 +6,9 @@ allocations and masks only ever see tensors of the group's shape; this module is
 lies in memory.
 """
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import reduce
 from math import prod
 from typing import Literal
 
@@ -34,6 +36,8 @@ class Member:
             slice u).
         role: see `Role`.
         buffer: True where `param` names a buffer, which is compacted but neither scored nor masked.
+        unit: the one unit that owns the whole parameter (blocks, layers), with `dim` and `index` left out; None where
+            every unit owns slices of it.
     """
 
     param: str
@@ -41,6 +45,7 @@ class Member:
     index: Int[Tensor, "units r"] | None = None
     role: Role = "out"
     buffer: bool = False
+    unit: int | None = None
 
     def positions(self, units: int) -> Int[Tensor, "units r"]:
         """`[units, r]`: the positions along `dim` of every unit, with the identity written out."""
@@ -82,7 +87,7 @@ class Group:
     @property
     def elementwise(self) -> bool:
         """True where each unit is a single weight of a single parameter."""
-        return self.members[0].dim is None
+        return self.members[0].dim is None and self.members[0].unit is None
 
     def with_role(self, *roles: Role) -> tuple[Member, ...]:
         """The scored members: parameters (not buffers) that play one of `roles`."""
@@ -91,8 +96,11 @@ class Group:
     def view(self, member: Member, tensor: Shaped[Tensor, "..."]) -> Shaped[Tensor, "... k"]:
         """`[*shape, k]`: a tensor of the parameter's shape, laid out by unit.
 
-        A view without copying for elements and for identity members along axis 0; one gather otherwise.
+        A view without copying for elements and for identity members along axis 0; one gather otherwise. Of a parameter
+        that one unit owns, the rows of the other units are zero.
         """
+        if member.unit is not None:
+            return self.views((member,), {member.param: tensor})
         if member.dim is None:
             return tensor.reshape(*self.shape, 1)
         rows = tensor.movedim(member.dim, 0)
@@ -101,10 +109,36 @@ class Group:
         index = member.index.to(tensor.device)
         return rows[index.reshape(-1)].reshape(self.units, -1)
 
+    def views(self, members: Sequence[Member], tensors: Mapping[str, Shaped[Tensor, "..."]]) -> Shaped[Tensor, "... k"]:
+        """`[*shape, k]`: the tensors of several members side by side, laid out by unit.
+
+        Units that own whole parameters may own unequally many entries: their rows end in zeros. Cost: `view` for one
+        member, a copy otherwise.
+        """
+        parts = [self.view(m, tensors[m.param]) for m in members if m.unit is None]
+        owned: dict[int, list[Tensor]] = {}
+        for m in members:
+            if m.unit is not None:
+                owned.setdefault(m.unit, []).append(tensors[m.param].reshape(-1))
+        if owned:
+            every = [t for own in owned.values() for t in own]
+            longest = max(sum(t.numel() for t in own) for own in owned.values())
+            dtype = reduce(torch.promote_types, (t.dtype for t in every))
+            rows = torch.zeros(self.units, longest, dtype=dtype, device=every[0].device)
+            for unit, own in owned.items():
+                start = 0
+                for t in own:
+                    rows[unit, start : start + t.numel()] = t
+                    start += t.numel()
+            parts.append(rows.reshape(*self.shape, -1))
+        return parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)
+
     def spread(
         self, member: Member, keep: Bool[Tensor, "..."], shape: tuple[int, ...] | torch.Size
     ) -> Bool[Tensor, "..."]:
         """The mask of a parameter of `shape` that keeps exactly the units in `keep` (slices of no unit stay)."""
+        if member.unit is not None:
+            return keep.reshape(-1)[member.unit].expand(shape)
         if member.dim is None:
             return keep.reshape(shape)
         axis = self.axis_keep(member, keep, shape[member.dim])

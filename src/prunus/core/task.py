@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from prunus.core.budget import Clock
 from prunus.core.errors import DataError, SpecError
 
 Batch = Any
@@ -27,6 +28,8 @@ class Task:
             `labels`, a tuple or list passes its first entry, anything else is passed as it is.
         example: one input of the model, a tuple of positional or a dict of keyword arguments, batch dimension included.
             Structure, MACs and data-free evidence are read with it. Left out, it is taken from the first batch.
+        clock: `(dense, pruned, example) -> Timing`, by which a budget in latency is measured, to time another runtime
+            than PyTorch on this machine (`prunus.measure.clock.latency_share`).
 
     >>> Task(loss=lambda model, batch: model(batch[0]).square().mean())  # doctest: +ELLIPSIS
     Task(loss=...)
@@ -38,6 +41,7 @@ class Task:
     metric: Callable[[nn.Module], float] | None = None
     forward: Callable[[nn.Module, Batch], Any] | None = None
     example: Example | Tensor | None = None
+    clock: Clock | None = None
 
     def __repr__(self) -> str:
         given = [f"{k}=..." for k, v in vars(self).items() if v is not None]

@@ -19,8 +19,9 @@ _UNSEALED = "0" * 64
 Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Size = Annotated[int, Field(ge=0, strict=True)]
 Sizes = Size | tuple[Size, ...]
-# Plain names along a path: nothing that Python gives a meaning of its own.
-_PATH = re.compile(r"(?!__)[A-Za-z0-9_]+(\.(?!__)[A-Za-z0-9_]+)*")
+# Plain names along a path: nothing that Python gives a meaning of its own. The last may be an entry of a sequence.
+_PATH = re.compile(r"(?!__)[A-Za-z0-9_]+(\.(?!__)[A-Za-z0-9_]+)*(\[\d+\])?")
+Small = Annotated[float, Field(gt=0, lt=1, strict=True, allow_inf_nan=False)]
 
 
 class _Record(BaseModel):
@@ -68,6 +69,20 @@ class SizeRecord(_Record):
         return self
 
 
+class EpsilonRecord(_Record):
+    """The epsilon of a normalization (`norm.eps`) whose axis became shorter: it grows by the same factor."""
+
+    target: str
+    old: Small
+    new: Small
+
+    @model_validator(mode="after")
+    def _harmless(self) -> "EpsilonRecord":
+        if not _PATH.fullmatch(self.target) or self.new < self.old:
+            raise ValueError(f"{self.target!r}: {self.new} is no epsilon that grew from {self.old}")
+        return self
+
+
 class Manifest(_Record):
     """What `pruning.json` holds.
 
@@ -91,7 +106,7 @@ class Manifest(_Record):
     torch: str
     compacted: bool
     result: dict[str, Any]
-    edits: tuple[SliceRecord | SizeRecord, ...]
+    edits: tuple[SliceRecord | SizeRecord | EpsilonRecord, ...]
     aliases: dict[str, str]
     masks: dict[str, tuple[Size, ...]]
     files: dict[Literal["model.safetensors", "masks.safetensors"], FileRecord]

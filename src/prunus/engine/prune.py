@@ -40,7 +40,7 @@ def prune(
         task: what the recipe reads and trains on; may be left out where it needs nothing.
         recipe: a recipe or a method's name (`prunus.methods.names()`).
         sparsity: fraction of the recipe's units to remove, in [0, 1).
-        budget: instead of sparsity: `Budget(macs=0.5)`, `Budget(params=0.5)`, `Budget(density=0.1)`.
+        budget: instead of sparsity: `Budget(macs=0.5)`, `Budget(latency=0.6)`, `Budget(density=0.1)`.
         steps: optimizer steps on `task.train`: the training that the schedule is laid over, or fine-tuning after it.
         optimizer: `parameters -> optimizer`; or an optimizer over `model`'s parameters, whose class and settings are
             used for the copy. Left out: SGD, learning rate 0.01, momentum 0.9.

@@ -1,10 +1,12 @@
 """What pruning gives back: the only thing later stages (compacting, measuring, saving, reporting) take."""
 
+import copy
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from prunus.core.budget import Budget
@@ -14,6 +16,7 @@ from prunus.core.groups import Group
 from prunus.core.part import Masks
 from prunus.core.recipe import Recipe
 from prunus.core.task import Example
+from prunus.engine.hooks import Hooks, hookable
 
 
 @dataclass(eq=False)
@@ -70,14 +73,20 @@ class Result:
         total = sum(p.numel() for p in self.model.parameters())
         return sum(m.numel() - count(m) for m in self.masks.values()) / total
 
-    def compact(self, verify: bool = True) -> nn.Module:
+    def compact(self, verify: bool = True, *, optimizer: torch.optim.Optimizer | None = None) -> nn.Module:
         """A physically smaller model: the user's class with the removed channels cut out.
 
         verify: prove on the example, in float64, that it computes what the masked model computes.
+        optimizer: what trained `model`; it trains the smaller model from now on, with what it remembers of the kept
+            weights (`graph.compact_optimizer_`), so that training goes on without a jump. Detach the session first.
         Returns a new module; this result is not changed, but remembers the edits, which `prunus.save` records.
         Errors: `VerificationError` where the outputs differ, `StructureError` where an edit is impossible.
         Single-weight masks remove no whole unit: the model comes back as it is, with a warning.
         """
+        from prunus import graph
+
+        if optimizer is not None and _followed(optimizer):
+            raise SpecError("a session follows this optimizer: call session.detach() before it trains a compact model")
         if self.recipe.structure != "structured":
             warnings.warn(
                 PrunusWarning(
@@ -86,16 +95,19 @@ class Result:
                 ),
                 stacklevel=2,
             )
-            import copy
-
-            return copy.deepcopy(self.model)
+            small = copy.deepcopy(self.model)
+            if optimizer is not None:
+                graph.compact_optimizer_(optimizer, self.model, small, ())
+            return small
         if verify and self.example is None:
             raise SpecError("verification runs the model: pass Task(example=...) to prune, or compact(verify=False)")
-        from prunus import graph
-
         small, edits = graph.compact(self.model, self.groups, self.unit_masks, verify=False)
         if verify and self.example is not None:
-            self.verified_error = graph.verify(self.model, small, self.example)
+            self.verified_error = graph.prove_compact(
+                self.model, self.groups, self.unit_masks, small, edits, self.example
+            )
+        if optimizer is not None:
+            graph.compact_optimizer_(optimizer, self.model, small, edits)
         self.edits = edits
         return small
 
@@ -126,6 +138,12 @@ class Result:
             f"<b>{self.recipe.name}</b>: {self.sparsity:.2%} of {units:,} units "
             f"removed<table><tr><th>group</th><th>kept</th></tr>{rows}</table>"
         )
+
+
+def _followed(optimizer: torch.optim.Optimizer) -> bool:
+    """Whether a session is attached."""
+    hooks = hookable(optimizer)._optimizer_step_pre_hooks.values()
+    return any(isinstance(getattr(hook, "__self__", None), Hooks) for hook in hooks)
 
 
 def effective_sparsity(parameters: Mapping[str, Tensor]) -> float:

@@ -1,5 +1,6 @@
 """From scores and a budget to masks: the allocation decides who stays, this module how many fit."""
 
+import math
 import warnings
 from collections.abc import Mapping
 
@@ -8,30 +9,44 @@ from torch import Tensor
 
 from prunus.core.budget import Budget
 from prunus.core.counting import count
-from prunus.core.errors import BudgetError, CollapseWarning, listed
+from prunus.core.errors import BudgetError, CollapseWarning, PrunusWarning, listed
 from prunus.core.groups import Group
 from prunus.core.part import Allocation, Masks
-from prunus.engine.cost import Cost
+from prunus.engine.cost import Cost, check_physical
+from prunus.engine.latency import Latency
 
 
 def select(
-    scores: Mapping[str, Tensor], allocation: Allocation, budget: Budget, groups: tuple[Group, ...], cost: Cost | None
+    scores: Mapping[str, Tensor],
+    allocation: Allocation,
+    budget: Budget,
+    groups: tuple[Group, ...],
+    cost: Cost | Latency | None,
 ) -> Masks:
     """Masks by group name, as many units as the budget allows.
 
-    A budget in units goes to the allocation as it is. One in parameters or MACs is met by bisection over the number of
-    kept units: the most that stay under the ceiling. Where several groups would grow in one step (a uniform density
-    passes a whole unit of many equal layers at once) and all of them together are too much, as many as fit do, in the
-    network's order. `BudgetError` where even the fewest units are too many.
+    A budget in units goes to the allocation as it is. One in parameters, MACs or bytes is met by bisection over the
+    number of kept units: the most that stay under the ceiling, whatever multiples and minima the groups demand. Where
+    several groups would grow in one step (a uniform density passes a whole unit of many equal layers at once) and all
+    of them together are too much, as many as fit do, in the network's order. Where an allocation gives a layer less
+    although more units stay in all (smart-ratio may), what comes out fits, but something larger might as well. One in
+    latency is met by measuring (`Latency.search`).
+
+    Errors: `BudgetError` where even the fewest units are too many, or where units are single weights and the currency
+    bytes or latency. Warns of groups that are too small for the multiple they are asked for.
     """
     space = {g.name: g for g in groups}
+    warn_too_small(groups)
     if budget.currency == "units" or cost is None:
         return allocation(scores, budget.keep, space)
+    check_physical(budget.currency, groups)
     if getattr(allocation, "density", None) is not None:
         raise BudgetError(
             f"{allocation} has one density of its own; a budget in {budget.currency} cannot be met with it"
         )
     total = sum(s.numel() for s in scores.values())
+    if isinstance(cost, Latency):
+        return cost.search(lambda k: allocation(scores, k / total, space), total, budget.keep, groups)
 
     def at(k: int) -> tuple[Masks, float]:
         masks = allocation(scores, k / total, space)
@@ -61,10 +76,26 @@ def select(
     return best
 
 
-def collapsed(masks: Masks, was: Mapping[str, Tensor] | None = None) -> tuple[str, ...]:
-    """The groups of which nothing is left (and something was before)."""
+def warn_too_small(groups: tuple[Group, ...]) -> None:
+    """Say which groups stay whole because they have fewer units than the multiple that they are to keep."""
+    small = [f"{g.name} ({g.units} {g.kind}s)" for g in groups if g.units < math.lcm(g.multiple, g.parts)]
+    if small:
+        warnings.warn(
+            PrunusWarning(
+                f"these groups have fewer units than the multiple they are to keep and stay whole: {listed(small)}. "
+                f"Use a smaller round_to where they should be pruned as well"
+            ),
+            stacklevel=3,
+        )
+
+
+def collapsed(masks: Masks, was: Mapping[str, Tensor] | None = None, groups: tuple[Group, ...] = ()) -> tuple[str, ...]:
+    """The groups of which nothing is left (and something was before); blocks may all go, other entries stay."""
+    blocks = {g.name for g in groups if g.kind == "block"}
     return tuple(
-        n for n, m in masks.items() if m.numel() and not count(m) and (was is None or n not in was or count(was[n]))
+        n
+        for n, m in masks.items()
+        if n not in blocks and m.numel() and not count(m) and (was is None or n not in was or count(was[n]))
     )
 
 

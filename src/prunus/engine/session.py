@@ -20,7 +20,7 @@ from prunus.core.recipe import Recipe
 from prunus.core.task import Task
 from prunus.engine.agreement import check_agreement, checksum, distributed, refuse_sharded
 from prunus.engine.apply_ import apply_, check_ranks, mask_state_, pack, parameter_masks, unpack
-from prunus.engine.cost import cost_of
+from prunus.engine.cost import price_of
 from prunus.engine.hooks import Hooks, hookable
 from prunus.engine.penalize import add_penalty
 from prunus.engine.prepare import (
@@ -99,7 +99,7 @@ class Session:
         check_events(self.events, steps, self.recipe.name)
         self.generator = seeded(seed)
         self.masks: Masks = all_kept(self.groups, self.parameters)
-        self.cost = None if self.budget.currency == "units" else cost_of(self.model, self.task, self.budget.currency)
+        self.cost = price_of(self.model, self.task, self.budget, self.groups)
         self.step = self.clock = self.fired = 0
         self.holding = False
         self.history: list[dict[str, Any]] = []
@@ -245,8 +245,8 @@ class Session:
         before = self.masks
         masks = self._regrown(event) if event.regrow else self._ranked(event)
         check_ranks(masks)
-        self.collapsed = collapsed(masks)
-        warn_collapse(collapsed(masks, before), self.recipe.name)
+        self.collapsed = collapsed(masks, None, self.groups)
+        warn_collapse(collapsed(masks, before, self.groups), self.recipe.name)
         self.masks, self.holding = masks, event.hold
         if event.rewind is not None:
             self._rewinder.restore(event.rewind, self._optimizers)
@@ -266,6 +266,7 @@ class Session:
         self.history.append(
             {"step": self.step, "asked": event.density, "kept": kept, "units": total, "density": kept / total}
             | {k: v for k, v in event._asdict().items() if k in ("regrow", "rewind", "replay") and v}
+            | ({} if self.cost is None or event.regrow else self.cost.record())
         )
 
     def _ranked(self, event: Event) -> Masks:

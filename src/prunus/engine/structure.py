@@ -18,11 +18,11 @@ def groups(
     Args:
         model: any module; it is run once on the example where the granularity needs it, and left as it was.
         example_inputs: a tensor, a tuple of inputs or a dict of keyword inputs; may be left out for single weights.
-        granularity: `prunus.parts.granularity.Channel()` if left out.
+        granularity: `prunus.parts.granularity.Coupled()` if left out.
     """
     if granularity is None:
-        from prunus.parts.granularity import Channel
+        from prunus.parts.granularity import Coupled
 
-        granularity = Channel()
+        granularity = Coupled()
     call = None if example_inputs is None else as_call(example_inputs)
     return granularity(unwrap(model), None if call is None else (call[1] or call[0]))

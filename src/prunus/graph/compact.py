@@ -1,7 +1,8 @@
 """Make a pruned model physically smaller, as a list of edits that can be replayed on a fresh instance.
 
-Parameters and buffers are sliced; the integers in which modules repeat those sizes are repaired (`repair.py`). The
-model that is passed in is never changed.
+Parameters and buffers are sliced; the integers in which modules repeat those sizes are repaired (`repair.py`); whole
+blocks are dropped last (`depth_drop.py`), so every edit names things as they are in the dense model. The model that is
+passed in is never changed.
 """
 
 from __future__ import annotations
@@ -19,8 +20,10 @@ from torch import Tensor, nn
 from prunus.core.errors import Problems, SpecError, StructureError
 from prunus.core.groups import Group, Member
 from prunus.core.task import Example
+from prunus.graph.depth_drop import CONTAINERS, BlockGroup, container_of, drop_, drops, entries_of
+from prunus.graph.norms import put_right_
 from prunus.graph.repair import read, repairs, shapes_of, write_
-from prunus.graph.running import unwrap
+from prunus.graph.running import computed, unwrap
 from prunus.graph.verify import masked_, precise, prove
 
 
@@ -29,9 +32,10 @@ class Edit:
     """One structural change, in values that JSON can hold.
 
     Attributes:
-        target: a parameter or buffer (`layer1.0.conv1.weight`), or an attribute of a module (`layer1.0.conv1.groups`).
-        dim: the sliced axis; None for an attribute.
-        size: the length of that axis before.
+        target: a parameter or buffer (`layer1.0.conv1.weight`), an attribute of a module (`layer1.0.conv1.groups`), or
+            the entries of a container (`layer1.*`), by the names that the dense model has.
+        dim: the sliced axis (0 for entries); None for an attribute.
+        size: the length of that axis, or the number of entries, before.
         keep: half-open ranges of positions along it that stay.
         old: the attribute's value before.
         new: the attribute's value after.
@@ -73,9 +77,10 @@ def compact(
 ) -> tuple[nn.Module, tuple[Edit, ...]]:
     """A smaller copy of `model` without the units that `masks` (True = keep, by group name) removes, and the edits.
 
-    Types, devices, `requires_grad` and ties between parameters are kept. With `verify` and an `example`, the copy is
-    proved to compute what the masked model computes (`prunus.graph.verify`). Cost: one pass over the kept weights, and
-    for the proof two float64 copies and runs.
+    Types, devices, `requires_grad` and ties between parameters are kept. Root-mean-square normalizations over a pruned
+    axis are put right (`norms.py`), which rounds their weights once in their own type. With `verify` and an `example`,
+    the copy is proved to compute what the masked model computes (`prunus.graph.verify`). Cost: one pass over the kept
+    weights, and for the proof two float64 copies and runs.
 
     Raises:
         SpecError: a mask that fits no group, or that keeps fewer units than the group must keep.
@@ -84,14 +89,44 @@ def compact(
     """
     inner = unwrap(model)
     slices = slice_edits(inner, groups, masks)
+    dropped = _drop_edits(inner, groups, masks)
     small = _copied(inner, slices)
-    edits = (*slices, *attribute_edits(inner, small, groups, masks))
+    edits = (*slices, *attribute_edits(inner, small, groups, masks), *dropped)
     for edit in edits:
         if edit.dim is None:
             write_(small, edit.target, edit.new)
+    norms = [n for g in groups if g.name in masks for n in getattr(g, "norms", ())]
+    changed = put_right_(small, dict(inner.named_parameters(remove_duplicate=False)), norms)
+    edits = (*edits, *(Edit(target, old=old, new=new) for target, old, new in changed))
+    drop_(small, {edit.target: edit.positions().tolist() for edit in dropped})
     if verify and example is not None:
-        prove(lambda wide: (masked_(precise(inner, wide), groups, masks), precise(small, wide)), example)
+        prove_compact(inner, groups, masks, small, edits, example)
     return small, edits
+
+
+def prove_compact(
+    model: nn.Module,
+    groups: Sequence[Group],
+    masks: Mapping[str, Bool[Tensor, "..."]],
+    small: nn.Module,
+    edits: Iterable[Edit],
+    example: Example | Tensor,
+) -> float:
+    """The largest relative difference between what `small` and the masked model compute, in float64 (`verify`).
+
+    Raises:
+        VerificationError: it is larger than round-off.
+        StructureError: the small model does not run.
+    """
+    inner = unwrap(model)
+    # Norms that were put right are exact in real numbers, but rounded in the type of the weights.
+    rounded = any(isinstance(edit.old, float) for edit in edits) or any(getattr(g, "norms", ()) for g in groups)
+
+    def both(wide: bool) -> tuple[nn.Module, nn.Module]:
+        masked = masked_(precise(inner, wide), groups, masks)
+        return masked, compact(masked, groups, masks, verify=False)[0] if rounded else precise(small, wide)
+
+    return prove(both, example)
 
 
 def slice_edits(
@@ -110,7 +145,7 @@ def slice_edits(
         mask = _checked(group, masks[group.name], problems)
         if mask is None:
             continue
-        for member in group.members:
+        for member in () if isinstance(group, BlockGroup) else group.members:
             tensor = tensors.get(member.param)
             if tensor is None or member.dim is None or member.dim >= tensor.dim():
                 problems.add(f"group {group.name!r}: the model has no axis {member.dim} of {member.param!r}")
@@ -120,6 +155,29 @@ def slice_edits(
     return tuple(
         Edit(name, dim, keep.numel(), _ranges(keep)) for (name, dim), keep in keeps.items() if not bool(keep.all())
     )
+
+
+def _drop_edits(
+    model: nn.Module, groups: Sequence[Group], masks: Mapping[str, Bool[Tensor, "..."]]
+) -> tuple[Edit, ...]:
+    """The blocks that `masks` remove, one edit per container. Nothing is changed."""
+    edits = []
+    for group in groups:
+        if isinstance(group, BlockGroup) and group.name in masks:
+            mask = masks[group.name].cpu().reshape(-1)
+            if group.replaced:
+                away = [entries_of(n) for n, stays in zip(group.names, mask.tolist(), strict=True) if not stays]
+                edits += [Edit(target, 0, len(container_of(model, target)._modules)) for target in away]
+                continue
+            keep = torch.ones(group.length, dtype=torch.bool)
+            keep[torch.tensor(group.entries)[~mask]] = False
+            for target in group.targets:
+                found = len(container_of(model, target)._modules)
+                if found != group.length:
+                    raise StructureError(f"cannot compact: {target} are {found} entries, not {group.length}")
+                if not bool(keep.all()):
+                    edits.append(Edit(target, 0, group.length, _ranges(keep)))
+    return tuple(edits)
 
 
 def _named(model: nn.Module) -> dict[str, Tensor]:
@@ -138,7 +196,8 @@ def _checked(group: Group, mask: Bool[Tensor, "..."], problems: Problems) -> Boo
         problems.add(f"the mask of group {group.name!r} is {mask.dtype} {tuple(mask.shape)}, not bool {group.shape}")
         return None
     mask = mask.detach().cpu().reshape(-1)
-    if int(mask.sum()) < max(group.at_least, 1):
+    least = min(group.at_least if isinstance(group, BlockGroup) else max(group.at_least, 1), group.units)
+    if int(mask.sum()) < least:
         problems.add(f"the mask of group {group.name!r} keeps {int(mask.sum())} of {group.units} units")
         return None
     return mask
@@ -185,7 +244,7 @@ def _copied(model: nn.Module, edits: Iterable[Edit]) -> nn.Module:
         by_name.setdefault(edit.target, []).append(edit)
     tensors = _named(model)
     same: dict[tuple[Any, ...], Tensor] = {}
-    memo: dict[int, Any] = {}
+    memo: dict[int, Any] = computed(model)
     for name, own in by_name.items():
         tensor = tensors[name]
         small = tensor.detach()
@@ -235,6 +294,13 @@ def replay_(model: nn.Module, edits: Iterable[Edit]) -> nn.Module:
             if (found := read(model, edit.target)) != _tupled(edit.old):
                 problems.add(f"{edit.target} is {found!r}, not {edit.old!r}")
             continue
+        if drops(edit.target):
+            container = container_of(model, edit.target)
+            if len(container._modules) != edit.size:
+                problems.add(f"{edit.target} are {len(container._modules)} blocks, but there were {edit.size}")
+            elif edit.keep and not isinstance(container, CONTAINERS):
+                problems.add(f"{edit.target} is no container of blocks")
+            continue
         tensor = tensors.get(edit.target)
         if tensor is None or edit.dim >= tensor.dim() or tensor.shape[edit.dim] != edit.size:
             shape = None if tensor is None else tuple(tensor.shape)
@@ -247,6 +313,8 @@ def replay_(model: nn.Module, edits: Iterable[Edit]) -> nn.Module:
         if edit.dim is None:
             write_(model, edit.target, _tupled(edit.new))
             continue
+        if drops(edit.target):
+            continue
         tensor = tensors[edit.target]
         shared = same[_memory(tensor)]
         small = tensor.detach().index_select(edit.dim, edit.positions().to(tensor.device))
@@ -254,11 +322,14 @@ def replay_(model: nn.Module, edits: Iterable[Edit]) -> nn.Module:
             twin.data = small
             twin.grad = None
         same[_memory(tensor)] = shared
+    drop_(model, {edit.target: edit.positions().tolist() for edit in edits if drops(edit.target)})
     return model
 
 
 def _ranges(keep: Bool[Tensor, "size"]) -> tuple[tuple[int, int], ...]:
     kept = keep.nonzero().reshape(-1).tolist()
+    if not kept:
+        return ()
     cuts = [i + 1 for i, (a, b) in enumerate(pairwise(kept)) if b != a + 1]
     return tuple((kept[i], kept[j - 1] + 1) for i, j in pairwise([0, *cuts, len(kept)]))
 

@@ -6,7 +6,9 @@ does not matter. Rules live in `rules_*.py`; an operation without a rule freezes
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +18,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from prunus.core.groups import Role
-from prunus.graph.atoms import Atoms, Plane, compress
+from prunus.graph.atoms import Atoms, Plane, compress, varying
+from prunus.graph.lengths import Lengths
+from prunus.graph.norms import Norm, find_norm
 
 _RANK: dict[Role, int] = {"out": 0, "in": 1, "scale": 2, "shift": 3, "bias": 4, "other": 5}
 
@@ -122,12 +126,17 @@ class Flow(TorchDispatchMode):
         self.roles: dict[int, Role] = {}
         self.used: dict[int, int] = {}
         self.kinds: dict[int, str] = {}
+        self.marks: list[tuple[Plane, str]] = []
+        self.norms: list[tuple[Plane, Norm]] = []
+        self._norm_at: dict[str, Norm | None] = {}
+        self.multiples: list[tuple[Plane, int]] = []
         self.model = model
         self.path: list[str] = []
         self.aliases: dict[str, tuple[str, ...]] = {}
         self.shapes = {n: tuple(p.shape) for n, p in model.named_parameters()}
         self.buffers = {n for n, _ in model.named_buffers()}
-        self._sizes: dict[str, Tensor] = {}
+        self.asleep = 0
+        self.lengths = Lengths(self)
         self._storages: dict[int, list[tuple[Tensor, str]]] = {}
         self._register()
 
@@ -174,8 +183,14 @@ class Flow(TorchDispatchMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        out = func(*args, **kwargs)
         name = func.overloadpacket.__name__
+        if not self.asleep and name not in RULES and func.namespace == "aten" and func._can_decompose():
+            # In inference mode compositions arrive whole; PyTorch itself says of what they are made.
+            with self:
+                return func.decompose(*args, **kwargs)
+        out = func(*args, **kwargs)
+        if self.asleep:
+            return out
         inputs = list(tensors_in((args, kwargs)))
         if not inputs:
             return out
@@ -221,11 +236,21 @@ class Flow(TorchDispatchMode):
             for plane in self.info[leaf].planes:
                 self.atoms.freeze(plane, f"a view of {name} that was made before the run")
 
+    def planes_of(self, tensor: Tensor) -> tuple[Plane, ...]:
+        """The planes of a tensor."""
+        known: Info = self.info.get(tensor, NOTHING)
+        return known.planes
+
+    def source_of(self, tensor: Tensor) -> str | None:
+        """The first parameter behind a tensor that is computed from parameters alone."""
+        known: Info = self.info.get(tensor, NOTHING)
+        return known.source
+
     def record(self, out: Tensor, planes: list[Plane], source: str | None = None) -> None:
         """Remember what a tensor carries; planes that say nothing are dropped."""
         kept: list[Plane] = []
         for plane in planes:
-            if plane.numel() and bool((plane > 0).any()) and max(plane.shape, default=0) > 1:
+            if max(plane.shape, default=0) > 1 and plane.numel() and bool(plane.any()):
                 self.atoms.box(plane)
                 kept.append(plane)
         if kept or source is not None:
@@ -245,44 +270,81 @@ class Flow(TorchDispatchMode):
                 results[i].append(compress(output))
         return results
 
-    def filler(self, where: str, low: int, high: int) -> tuple[Tensor, Tensor]:
-        """The atoms of zeros padded before and after an axis: sizes that the running module keeps as plain integers.
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Operations on planes between two operations of the model are not watched."""
+        self.asleep += 1
+        try:
+            yield
+        finally:
+            self.asleep -= 1
 
-        A padding whose amounts are not such integers has no atoms (zeros), so what it meets cannot be removed.
-        """
-        none = torch.zeros(low, dtype=torch.long), torch.zeros(high, dtype=torch.long)
-        fields = vars(self.model.get_submodule(where))
-        names = {
-            size: [k for k, v in fields.items() if type(v) is int and v == size and not k.startswith("_")]
-            for size in (low, high)
-        }
-        if low == high:
-            if len(names[low]) not in (1, 2):
-                return none
-            chosen = names[low][0], names[low][-1]
-        else:
-            if any(size > 0 and len(names[size]) != 1 for size in (low, high)):
-                return none
-            chosen = (names[low] or [""])[0], (names[high] or [""])[0]
-        atoms = []
-        for name, size in zip(chosen, (low, high), strict=True):
-            key = f"{where}.{name}" if where else name
-            if size and key not in self._sizes:
-                self._sizes[key] = self.atoms.axis(key, None, size)
-            atoms.append(self._sizes[key] if size else none[0][:0])
-        return atoms[0], atoms[1]
+    # Functions that are seen whole -----------------------------------------------------------------------------------
+
+    def activations(self, args: tuple[Any, ...]) -> bool:
+        """Whether these are two matrices (or batches of them) that carry atoms and are no parameters."""
+        if len(args) != 2 or not all(isinstance(t, Tensor) and t.dim() >= 2 for t in args):
+            return False
+        infos = [self.info.get(t, NOTHING) for t in args]
+        return all(i.source is None for i in infos) and any(i.planes for i in infos)
+
+    def matmul(self, out: Tensor, a: Tensor, b: Tensor) -> None:
+        """The product of two activations, seen whole: PyTorch takes it apart into copies and flat products."""
+        if any(t.dim() > 10 for t in (a, b)):
+            return
+        RULES["activations"](Call(self, "matmul", torch.matmul, (a, b), {}, out, self.where))
+
+    def fix_attention(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """`nn.MultiheadAttention` takes the width of its projections from its input: no head can leave it."""
+        given = inspect.signature(func).bind(*args, **kwargs).arguments
+        reason = f"multi_head_attention_forward in {self.where or 'the model'}: its width is that of its input"
+        fixed = ("query", "key", "value", "in_proj_weight", "in_proj_bias", "bias_k", "bias_v")
+        for name in (*fixed, "q_proj_weight", "k_proj_weight", "v_proj_weight"):
+            if isinstance(tensor := given.get(name), Tensor):
+                for plane in self.info.get(tensor, NOTHING).planes:
+                    self.atoms.freeze(plane, reason)
+        for plane in self.info.get(given["out_proj_weight"], NOTHING).planes:
+            if plane.shape[-1] > 1:
+                self.atoms.freeze(plane, reason)
 
     def play(self, plane: Plane, role: Role, kind: str = "neuron") -> None:
         """Note what the axis behind this plane does (the most telling role is kept) and when it was first used."""
-        atoms = plane[plane > 0]
-        if not atoms.numel():
-            return
-        axis = self.atoms.axis_of(int(atoms.flatten()[0]))
+        atom = int(plane.reshape(-1)[0]) if plane.numel() else 0
+        if not atom:
+            atoms = plane[plane > 0]
+            if not atoms.numel():
+                return
+            atom = int(atoms[0])
+        axis = self.atoms.axis_of(atom)
+        if self.atoms.axes[axis].name in self.buffers:
+            role = "other"  # nothing masks a buffer, so nothing that it produces alone can be removed
         if _RANK[role] < _RANK[self.roles.get(axis, "other")] or axis not in self.roles:
             self.roles[axis] = role
             if role == "out":
                 self.kinds[axis] = kind
         self.used.setdefault(axis, len(self.used))
+
+    def averaged(self, plane: Plane) -> bool:
+        """Note that the running module averages squares over this plane's axis; True if that can be put right."""
+        where, size = self.where, plane.numel()
+        if len(varying(plane)) != 1:
+            return False
+        if where not in self._norm_at:
+            with self.paused():
+                self._norm_at[where] = find_norm(where, self.model.get_submodule(where), size)
+        norm = self._norm_at[where]
+        if norm is None or self.shapes.get(norm.parameter) != (size,):
+            return False
+        self.norms.append((plane, norm))
+        return True
+
+    def require(self, plane: Plane, multiple: int) -> None:
+        """Note that a kernel needs the number of these units to be a multiple of this."""
+        self.multiples.append((plane, multiple))
+
+    def mark(self, plane: Plane, kind: str) -> None:
+        """Note what the units of these atoms are called, if they are more than channels or neurons."""
+        self.marks.append((plane, kind))
 
     def count(self, source: str | None, macs: int) -> None:
         """Add multiply-accumulates to a parameter, or to those that belong to none."""

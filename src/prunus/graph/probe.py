@@ -23,29 +23,24 @@ def sift(
     """
     generator = torch.Generator().manual_seed(seed)
     masks = {group.name: some(group, generator) for group in groups}
-    found = _setting(model, example, seed)
+    found = _setting(model, example, seed, groups, masks)
     if found is None:
         return [], [(group, "cannot be proved: the model's output is not a number") for group in groups]
-    twin, inputs, wide = found
+    # `twin` is masked in all groups. What a part of them removes from it are zeros, so one reference does for all.
+    twin, inputs, wide, reference = found
     tolerance = 1e-9 if wide else NARROW
 
-    def attempt(part: list[Group], base: nn.Module, reference: list[Tensor] | None) -> str | None:
-        chosen = {group.name: masks[group.name] for group in part}
+    def attempt(part: list[Group], base: nn.Module, expected: list[Tensor]) -> str | None:
         try:
-            small, _ = compact(base, part, chosen, verify=False)
-            if reference is None:
-                reference = outputs(masked_(base, part, chosen), inputs)
-            error = differ(reference, small, inputs)
+            small, _ = compact(base, part, {group.name: masks[group.name] for group in part}, verify=False)
+            error = differ(expected, small, inputs)
         except (StructureError, VerificationError) as failure:
             return str(failure)
         return None if error <= tolerance else f"removing units changes the output by {error:.1e}"
 
-    reason = attempt(groups, twin, None)
+    reason = attempt(groups, twin, reference)
     if reason is None:
         return groups, []
-    # Now `twin` is masked in all groups. What a part of them removes from it are zeros, so one reference does for all.
-    masked_(twin, groups, masks)
-    reference = outputs(twin, inputs)
     bad: list[tuple[Group, str]] = []
 
     def good(part: list[Group], reason: str | None) -> list[Group]:
@@ -59,30 +54,44 @@ def sift(
         return [group for half in halves for group in good(half, attempt(half, twin, reference))]
 
     kept = good(groups, reason)
-    while kept and (reason := attempt(kept, randomized_(precise(model, wide), seed), None)) is not None:
+    while kept and len(kept) < len(groups):
+        base = masked_(randomized_(precise(model, wide), seed), kept, {group.name: masks[group.name] for group in kept})
+        reason = attempt(kept, base, outputs(base, inputs))
+        if reason is None:
+            break
         # Each is fine alone but not all together: keep a beginning that is fine.
         bad.append((kept[-1], f"tried and found not removable together with others: {reason}"))
         kept = kept[:-1]
     return kept, bad
 
 
-def _setting(model: nn.Module, example: Example | Tensor, seed: int) -> tuple[nn.Module, Example | Tensor, bool] | None:
-    """A copy of the model in float64 (in its own type where it runs in no other) and inputs that give numbers."""
+def _setting(
+    model: nn.Module,
+    example: Example | Tensor,
+    seed: int,
+    groups: list[Group],
+    masks: dict[str, Bool[Tensor, "units"]],
+) -> tuple[nn.Module, Example | Tensor, bool, list[Tensor]] | None:
+    """A masked float64 copy (in its own type where it runs in no other), inputs that give numbers, its output."""
     for wide in (True, False):
-        twin = randomized_(precise(model, wide), seed)
+        twin = masked_(randomized_(precise(model, wide), seed), groups, masks)
         for inputs in (noise_like(example, seed, wide), typed(example, wide)):
             try:
                 found = outputs(twin, inputs)
             except DataError:  # inputs that must be positive, sorted or otherwise special: try the user's own
                 continue
             if not any(bool(t.isnan().any()) for t in found):
-                return twin, inputs, wide
+                return twin, inputs, wide, found
     return None
 
 
 def some(group: Group, generator: torch.Generator) -> Bool[Tensor, "units"]:
-    """A random mask that removes about 40 % of the units, at least one, and never all."""
-    count = min(max(round(0.4 * group.units), 1), group.units - max(group.at_least, 1))
+    """A random mask that removes about 40 % of the units, at least one, and never all (none if that cannot be)."""
+    most = group.units - max(group.at_least, 1)
+    count = min(max(round(0.4 * group.units), 1), most)
+    if group.multiple > 1:
+        kept = max(round((group.units - count) / group.multiple), 1) * group.multiple
+        count = max(group.units - kept, 0)
     keep = torch.ones(group.units, dtype=torch.bool)
     keep[torch.randperm(group.units, generator=generator)[:count]] = False
     return keep

@@ -6,6 +6,7 @@ only touched where its value is the old size.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -28,6 +29,8 @@ _REPEATS: dict[str, tuple[tuple[str, int], ...]] = {
     "embedding_dim": (("weight", 1),),
     "num_embeddings": (("weight", 0),),
     "input_size": (("weight_ih_l0", 1), ("weight_ih", 1)),
+    "hidden_size": (("weight_hr_l0", 1), ("weight_hh_l0", 1), ("weight_hh", 1)),
+    "proj_size": (("weight_hr_l0", 0),),
     "nf": (("weight", 1),),
     "nx": (("weight", 0),),
 }
@@ -40,9 +43,10 @@ def shapes_of(model: nn.Module) -> Shapes:
         own = {n: tuple(t.shape) for n, t in (*module._parameters.items(), *module._buffers.items()) if t is not None}
         for name in getattr(module, "parametrizations", {}):
             own[name] = tuple(getattr(module, name).shape)
-        # Weight normalization of the older kind computes `weight` in a hook, from these.
-        if "weight" not in own and "weight_v" in own:
-            own["weight"] = own["weight_v"]
+        # Masks, spectral and weight normalization of the older kind compute `weight` in a hook, from these.
+        for name in ("weight_orig", "weight_v"):
+            if "weight" not in own and name in own:
+                own["weight"] = own[name]
         found[path] = own
     return found
 
@@ -102,24 +106,47 @@ def _normalized(module: nn.Module, old: Any, new: Any) -> Iterator[tuple[str, An
         yield "num_groups", parts, parts * new["weight"][0] // channels
 
 
-def _owner(model: nn.Module, target: str) -> tuple[nn.Module, str]:
-    path, _, name = target.rpartition(".")
-    try:
-        return model.get_submodule(path), name
-    except AttributeError as error:
-        raise StructureError(f"the model has no module {path!r}, which {target!r} names") from error
+_INDEXED = re.compile(r"(.*)\[(\d+)\]")
+
+
+def _holder(model: nn.Module, target: str) -> tuple[dict[str, Any], str, int | None]:
+    """The namespace that holds an attribute, its name there, and the index if the target is an entry of a sequence.
+
+    A target is the path of a module's attribute (`layer1.0.conv1.groups`, `attn.sizes[1]`), or of an attribute of a
+    plain object that a module holds (`config.num_heads`).
+    """
+    found = _INDEXED.fullmatch(target)
+    path, index = (found[1], int(found[2])) if found else (target, None)
+    parts = path.split(".")
+    module = model
+    while len(parts) > 1 and parts[0] in module._modules and (child := module._modules[parts[0]]) is not None:
+        module, parts = child, parts[1:]
+    names = vars(module)
+    if len(parts) == 2 and isinstance(inner := getattr(names.get(parts[0]), "__dict__", None), dict):
+        names, parts = inner, parts[1:]
+    if len(parts) != 1:
+        raise StructureError(f"the model has no module {path.rpartition('.')[0]!r}, which {target!r} names")
+    if parts[0] not in names:
+        raise StructureError(f"{type(module).__name__} has no attribute {target!r}")
+    return names, parts[0], index
 
 
 def read(model: nn.Module, target: str) -> Any:
     """The value of an attribute named by its path."""
-    module, name = _owner(model, target)
-    if name not in vars(module):
-        raise StructureError(f"{type(module).__name__} has no attribute {target!r}")
-    return vars(module)[name]
+    names, name, index = _holder(model, target)
+    if index is None:
+        return names[name]
+    if not isinstance(names[name], tuple | list) or index >= len(names[name]):
+        raise StructureError(f"{target!r} names no entry of {names[name]!r}")
+    return names[name][index]
 
 
 def write_(model: nn.Module, target: str, value: Any) -> None:
     """Set an attribute named by its path."""
-    module, name = _owner(model, target)
     assert not isinstance(value, Tensor)
-    setattr(module, name, value)
+    names, name, index = _holder(model, target)
+    if index is None:
+        names[name] = value
+    else:
+        read(model, target)
+        names[name] = type(names[name])([*names[name][:index], value, *names[name][index + 1 :]])

@@ -8,20 +8,11 @@ from torch import Tensor
 
 from prunus.graph.atoms import Plane, match, overlap
 from prunus.graph.flow import Call, rule
+from prunus.graph.rules_attention import lift, multiply
 from prunus.graph.rules_math import tie_vector, without
 from prunus.graph.rules_move import source_of
 
 _FIXED = "contracted with a tensor of fixed size"
-
-
-def _lift(plane: Plane, letters: str, every: str) -> Plane:
-    """The plane with one axis per letter of `every`."""
-    order = sorted(range(len(letters)), key=lambda d: every.index(letters[d]))
-    moved = plane.permute(order)
-    shape = [1] * len(every)
-    for size, position in zip(moved.shape, order, strict=True):
-        shape[every.index(letters[position])] = size
-    return moved.reshape(shape)
 
 
 def contract(call: Call, a: Tensor, b: Tensor, la: str, lb: str, lo: str) -> list[Plane]:
@@ -34,9 +25,7 @@ def contract(call: Call, a: Tensor, b: Tensor, la: str, lb: str, lo: str) -> lis
     macs = prod(sizes.values())
     if not any(weights):
         call.flow.count(None, macs)
-        for tensor in (a, b):
-            call.freeze(tensor, "two activations are multiplied as matrices")
-        return []
+        return multiply(call, a, b, la, lb, lo, "".join(c for c in la if c in lb and c in lo))
     call.flow.count(call.info(b if weights[1] else a).source, macs)
     inner = [i for i, letter in enumerate(every) if letter in la and letter in lb and letter not in lo]
     batch = [i for i, letter in enumerate(every) if letter in la and letter in lb and letter in lo]
@@ -44,7 +33,7 @@ def contract(call: Call, a: Tensor, b: Tensor, la: str, lb: str, lo: str) -> lis
     outer: list[list[Plane]] = [[], []]
     for side, (tensor, letters) in enumerate(sides):
         for plane in call.info(tensor).planes:
-            lifted = _lift(plane, letters, every)
+            lifted = lift(plane, letters, every)
             if any(lifted.shape[i] > 1 for i in inner):
                 rest = [i for i in range(len(every)) if i not in inner]
                 fixed = atoms.fix(lifted, rest, call.reason("part of a reshaped axis is contracted"))
@@ -133,6 +122,27 @@ def bmm(call: Call) -> None:
 @rule("baddbmm")
 def baddbmm(call: Call) -> None:
     _product(call, call.args[1], call.args[2], "bnk", "bkm", "bnm", call.args[0])
+
+
+@rule("_grouped_mm", "grouped_mm")
+def grouped_mm(call: Call) -> None:
+    """`[tokens, in] x [experts, in, out]`: rows of the first are multiplied with the matrix of their expert.
+
+    Neurons are one unit across all experts, because their matrices lie in one tensor.
+    """
+    x, weight = call.args[:2]
+    info = call.info(weight)
+    if x.dim() != 2 or weight.dim() != 3:
+        call.freeze(x, "a form of grouped product that is not known")
+        call.freeze(weight, "a form of grouped product that is not known")
+        call.give(call.out, [])
+        return
+    flat = weight[0]
+    planes = without(call, weight, [0], "the number of experts is fixed")
+    call.flow.record(flat, [p[0] for p in planes], info.source)
+    _product(call, x, flat, "nk", "km", "nm")
+    for plane in (*call.info(x).planes, *call.info(call.out).planes):  # rows must begin at multiples of 16 bytes
+        call.flow.require(plane, max(1, 16 // weight.element_size()))
 
 
 @rule("mv")

@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from prunus.core.groups import Role
-from prunus.graph.atoms import Plane, aligned, match, overlap, varying
+from prunus.graph.atoms import Plane, aligned, match, varying
 from prunus.graph.flow import Call, rule
 from prunus.graph.rules_move import source_of
 
@@ -29,6 +29,8 @@ def pointwise(call: Call) -> None:
         for value in operands:
             call.freeze(value, "several tensors at once")
         return
+    # A weight times a mask that is a buffer stays the weight: it is the parameter that is scored and masked.
+    operands.sort(key=lambda v: call.info(v).source in call.flow.buffers)
     planes = merge(call, operands, outputs[0].dim())
     source = source_of(call, *(v for v in operands if v.dim() > 0)) if any(v.dim() for v in operands) else None
     if source is None:
@@ -54,9 +56,11 @@ def merge(call: Call, operands: list[Tensor], ndim: int) -> list[Plane]:
     owner: list[int] = []
     for i, value in enumerate(operands):
         own = [aligned(p, ndim) for p in call.info(value).planes]
-        for plane in own:
-            if _meets_fixed(call, plane, i, operands, ndim):
-                atoms.freeze(plane, call.reason("combined element by element with a tensor of fixed size"))
+        for found_plane in own:
+            bound = _meets_fixed(call, found_plane, i, operands, ndim)
+            why = call.reason("combined element by element with a tensor of fixed size")
+            plane = atoms.fix(found_plane, bound, why)
+            if plane is None:
                 continue
             candidates = [j for j in range(len(merged)) if owner[j] != i]
             found = match(plane, [merged[j] for j in candidates])
@@ -65,22 +69,42 @@ def merge(call: Call, operands: list[Tensor], ndim: int) -> list[Plane]:
                 owner.append(i)
                 continue
             j = candidates[found]
-            atoms.tie(plane, merged[j], call.reason("combined element by element with a tensor of fixed size"))
-            if len(varying(plane)) > len(varying(merged[j])):
-                merged[j] = plane
+            small, large = sorted((plane, merged[j]), key=lambda p: len(varying(p)))
+            merged[j] = large
+            meet(call, small, large, "combined element by element with a tensor of fixed size")
     return merged
 
 
-def _meets_fixed(call: Call, plane: Plane, i: int, operands: list[Tensor], ndim: int) -> bool:
-    """Whether some other operand has its full size along an axis of `plane` but no atoms there."""
+def meet(call: Call, small: Plane, large: Plane, why: str) -> None:
+    """Tie two planes; a vector that is broadcast over another axis of the larger plane only follows it.
+
+    A vector along the width of heads must not tie all heads with each other before it is known along which of both
+    axes units are removed.
+    """
+    own = varying(small)
+    if len(own) == 1 and own[0] in varying(large) and len(varying(large)) > 1:
+        call.flow.atoms.follow(large, own[0], small.reshape(-1), call.reason(why), in_order=True)
+    else:
+        call.flow.atoms.tie(small, large, call.reason(why))
+
+
+def _meets_fixed(call: Call, plane: Plane, i: int, operands: list[Tensor], ndim: int) -> list[int]:
+    """The axes of `plane` along which some other operand has its full size but no atoms."""
+    fixed: set[int] = set()
     for j, other in enumerate(operands):
         if j == i or other is operands[i]:
             continue
         shape = (1,) * (ndim - other.dim()) + tuple(other.shape)
-        full = [d for d in varying(plane) if shape[d] > 1]
-        if full and not any(overlap(plane, aligned(q, ndim)) for q in call.info(other).planes):
-            return True
-    return False
+        there = {d for q in call.info(other).planes for d in varying(aligned(q, ndim))}
+        fixed |= {
+            d for d in varying(plane) if shape[d] > 1 and d not in there and not _stretched(call, other, d - ndim)
+        }
+    return sorted(fixed)
+
+
+def _stretched(call: Call, tensor: Tensor, dim: int) -> bool:
+    """Whether PyTorch's own code repeated a tensor along this axis, as far as another one reaches (`F.normalize`)."""
+    return call.flow.lengths.pending is None and tensor.stride(dim) == 0
 
 
 def without(call: Call, tensor: Tensor, dims: list[int], why: str) -> list[Plane]:
@@ -114,7 +138,11 @@ def reduce(call: Call) -> None:
     if source is not None and call.name in ("sum", "norm", "linalg_vector_norm"):
         planes = [p for p in call.info(tensor).planes if not set(varying(p)) & set(dims)]
     else:
-        planes = without(call, tensor, dims, "reduces over a prunable axis")
+        keep = list(call.info(tensor).planes)
+        if call.name == "mean" and len(dims) == 1:
+            keep = [p for p in keep if not (varying(p) == (dims[0],) and call.flow.averaged(p))]
+        fixed = [call.flow.atoms.fix(p, dims, call.reason("reduces over a prunable axis")) for p in keep]
+        planes = [p for p in fixed if p is not None]
     for out in outputs:
         if out.dim() == tensor.dim():
             call.give(out, planes, source)
@@ -181,8 +209,9 @@ def batch_norm(call: Call) -> None:
             continue
         role: Role = "scale" if name == "weight" else "shift" if name == "bias" else "other"
         tie_vector(call, channel, 1, vector, role)
-    outputs = call.outputs
-    call.give(outputs[0], [channel] if channel is not None else [])
+    vectors = [v for v in (call.get(1, "weight"), call.get(2, "bias")) if isinstance(v, Tensor)]
+    # Weights may be normalized too (weight standardization); batch statistics keep them computed from parameters.
+    call.give(call.outputs[0], [channel] if channel is not None else [], source_of(call, tensor, *vectors))
 
 
 def tie_vector(call: Call, plane: Plane | None, dim: int, vector: Tensor, role: Role) -> None:
@@ -202,7 +231,7 @@ def tie_vector(call: Call, plane: Plane | None, dim: int, vector: Tensor, role: 
     call.flow.atoms.tie(plane, own[0].reshape(lying), call.reason("a vector of fixed size lies along this axis"))
 
 
-@rule("native_layer_norm", "layer_norm", "_fused_rms_norm", "rms_norm", "_fused_layer_norm")
+@rule("native_layer_norm", "layer_norm", "_fused_layer_norm")
 def layer_norm(call: Call) -> None:
     """The statistics run over the normalized axes, so nothing can leave these."""
     tensor, shape = call.args[0], call.get(1, "normalized_shape")
@@ -212,6 +241,20 @@ def layer_norm(call: Call) -> None:
             call.freeze(vector, "its statistics run over this axis")
     outputs = call.outputs
     call.give(outputs[0], planes)
+
+
+@rule("_fused_rms_norm", "rms_norm")
+def rms_norm(call: Call) -> None:
+    """The mean of squares over one axis can be put right when positions leave it (`norms.py`)."""
+    tensor, weight = call.args[0], call.get(2, "weight")
+    along = [p for p in call.info(tensor).planes if varying(p) == (tensor.dim() - 1,)]
+    if len(call.get(1, "normalized_shape")) != 1 or len(along) != 1 or not isinstance(weight, Tensor):
+        layer_norm(call)
+    elif call.flow.averaged(along[0]):
+        tie_vector(call, along[0], tensor.dim() - 1, weight, "scale")
+        call.give(call.outputs[0], list(call.info(tensor).planes))
+    else:
+        layer_norm(call)
 
 
 @rule("native_group_norm")
@@ -233,42 +276,45 @@ def group_norm(call: Call) -> None:
 
 @rule("_weight_norm_interface", "_weight_norm")
 def weight_norm(call: Call) -> None:
-    """`g * v / |v|`: removed slices of v are zeros in the norm, so the norm does not change."""
+    """`g * v / |v|`. What makes a unit zero is its `g`: a `v` of zeros would be no direction, so only `g` is masked.
+
+    Along the other axes removed slices of v are zeros in the norm, so the norm of what stays does not change.
+    """
     v, g = call.args[0], call.args[1]
-    outputs = call.outputs
+    planes = list(call.info(v).planes)
     for plane in call.info(g).planes:
-        found = match(plane, call.info(v).planes)
+        found = match(plane, planes)
         if found is None:
             call.freeze(g, "no matching axis")
         else:
-            call.flow.play(plane, "scale")
-            call.flow.atoms.tie(plane, call.info(v).planes[found], call.reason("no matching axis"))
-    call.give(outputs[0], list(call.info(v).planes), source_of(call, v))
+            call.flow.atoms.tie(plane, planes[found], call.reason("no matching axis"))
+            planes[found] = plane
+    call.give(call.outputs[0], planes, source_of(call, v))
 
 
-@rule("embedding")
-def embedding(call: Call) -> None:
-    """The rows of a table: the row axis is fixed, the other axis produces features."""
-    table, picked = call.args[0], call.get(1, "indices")
-    call.freeze(picked, "used as an index")
-    planes = []
-    for plane in call.info(table).planes:
+@rule("_trilinear")
+def trilinear(call: Call) -> None:
+    """What `nn.Bilinear` runs: `[..., 1, in1, 1] x [out, in1, in2] x [..., 1, 1, in2]`, summed over the inputs."""
+    x, weight, y = call.args[:3]
+    atoms, why = call.flow.atoms, call.reason("contracted with a tensor of fixed size")
+    if tuple(tuple(dims) for dims in call.args[3:7]) != ((1, 3), (0,), (1, 2), (2, 3)) or weight.dim() != 3:
+        for tensor in (x, weight, y):
+            call.freeze(tensor, "multiplies three tensors")
+        call.give(call.out, [])
+        return
+    outputs = []
+    for plane in call.info(weight).planes:
         if plane.shape[0] > 1:
-            call.flow.atoms.freeze(plane, call.reason("its rows are looked up"))
-        else:
             call.flow.play(plane, "out")
-            planes.append(aligned(plane[0], call.out.dim()))
-    call.give(call.out, planes)
-
-
-@rule("_scaled_dot_product_flash_attention", "_scaled_dot_product_flash_attention_for_cpu",
-      "_scaled_dot_product_efficient_attention", "_scaled_dot_product_attention_math",
-      "_scaled_dot_product_cudnn_attention")  # fmt: skip
-def attention(call: Call) -> None:
-    """Queries, keys and values are contracted with each other: nothing of them can be removed here."""
-    query, key, value = call.args[:3]
-    for tensor in call.args:
-        if isinstance(tensor, Tensor):
-            call.freeze(tensor, "attention contracts this axis")
-    rows = query.shape[:-1].numel()
-    call.flow.count(None, rows * key.shape[-2] * (query.shape[-1] + value.shape[-1]))
+            outputs.append(plane.reshape(1, -1))
+    for dim, tensor in ((1, x), (2, y)):
+        own = [p.reshape(-1) for p in call.info(weight).planes if p.shape[dim] > 1]
+        given = [p.reshape(-1) for p in without(call, tensor, [0], "a batch is fixed")]
+        for plane in (*own, *given):
+            if not own or not given:
+                atoms.freeze(plane, why)
+        if own and given:
+            call.flow.play(own[0], "in")
+            atoms.tie(own[0], given[0], why)
+    call.flow.count(call.info(weight).source, call.out.shape[0] * weight.numel())
+    call.give(call.out, outputs)

@@ -11,8 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from prunus.graph.atoms import Plane, aligned, compress, overlap, varying
+from prunus.graph.atoms import Plane, compress, first, varying
 from prunus.graph.flow import Call, rule
+from prunus.graph.sizes import Size
 
 
 def source_of(call: Call, *values: Any) -> str | None:
@@ -131,8 +132,21 @@ def slice_(call: Call) -> None:
     stop = size if stop is None else min(max(stop + size if stop < 0 else stop, 0), size)
     length = stop - start
     why = f"takes positions {start}:{stop}" + (f":{step}" if step > 1 else "") + f" of {size}"
+    bounds = [v for v in (start, stop) if 0 < v < size] if step == 1 else []
+    raw_stop = call.get(3, "end")
+    tail = raw_stop if isinstance(raw_stop, int) and raw_stop < 0 and start == 0 and step == 1 else 0
+    known = _bounds(call, [tail] if tail else bounds)
     if start == 0 and length == size and step == 1:
         planes = list(call.info(tensor).planes)
+    elif known is not None and tail and not isinstance(known[0], Size):
+        planes = list(call.info(tensor).planes)
+        for plane in [p for p in planes if p.shape[dim] > 1]:
+            call.flow.lengths.govern(plane.narrow(dim, size + tail, -tail), dim, -tail)
+    elif known is not None and not tail:
+        planes = list(call.info(tensor).planes)
+        for plane in [p for p in planes if p.shape[dim] > 1]:
+            for bound in known:
+                call.flow.lengths.govern(plane.narrow(dim, 0, int(bound)), dim, bound)
     elif step > 1 and start < step and stop == size and size % step == 0:
         planes = _in_parts(call, tensor, dim, step, True, why)
     elif step == 1 and length > 0 and size % length == 0 and start % length == 0:
@@ -141,6 +155,14 @@ def slice_(call: Call) -> None:
         planes = _without(call, tensor, dim, why)
     taken = [compress(p.expand(tensor.shape)[(slice(None),) * dim + (slice(start, stop, step),)]) for p in planes]
     call.give(call.out, taken, call.info(tensor).source)
+
+
+def _bounds(call: Call, values: list[int]) -> list[int] | None:
+    """The bounds of a slice where it is known what they measure, or that they are numbers in the code."""
+    found = call.flow.lengths.sizes_of(values) if values else None
+    if found is None or any(isinstance(v, Size) and v.free() for v in found):
+        return None
+    return found
 
 
 @rule("select")
@@ -173,8 +195,18 @@ def split(call: Call) -> None:
     dim = call.get(2, "dim", 0) % tensor.dim()
     sizes = [out.shape[dim] for out in call.out]
     why = f"splits {tensor.shape[dim]} positions into {sizes}"
+    known = call.flow.lengths.sizes_of(sizes)
+    if known is None and len(set(sizes)) == 1 and (every := call.flow.lengths.sizes_of(sizes[:1])) is not None:
+        known = every * len(sizes)
     if len(sizes) == 1:
         planes = list(call.info(tensor).planes)
+    elif known is not None and not any(isinstance(v, Size) and v.free() for v in known):
+        planes = list(call.info(tensor).planes)
+        for plane in [p for p in planes if p.shape[dim] > 1]:
+            start = 0
+            for part in known:
+                call.flow.lengths.govern(plane.narrow(dim, start, int(part)), dim, part)
+                start += int(part)
     elif len(set(sizes)) == 1:
         planes = _in_parts(call, tensor, dim, len(sizes), False, why)
     else:
@@ -213,42 +245,56 @@ def stack(call: Call) -> None:
 def _join(
     call: Call, parts: list[Tensor], planes: list[tuple[Plane, ...]], dim: int, shapes: list[tuple[int, ...]]
 ) -> None:
-    """Concatenate along `dim`: planes along other axes tie with those of the other parts or freeze."""
+    """Concatenate along `dim`: planes that lie over the same other axes continue each other, or freeze."""
+    why = "joined with a part of fixed size"
     atoms = call.flow.atoms
-    along = [[p for p in own if p.shape[dim] > 1] for own in planes]
-    across = [[p for p in own if p.shape[dim] == 1] for own in planes]
+    plain = [[p for p in own if varying(p) in ((), (dim,))] for own in planes]
+    across = [[p for p in own if varying(p) not in ((), (dim,))] for own in planes]
     given: list[Plane] = []
-    for i, own in enumerate(across):
-        for plane in own:
-            partners = [next((q for q in other if overlap(plane, q)), None) for other in across]
-            if any(q is None for q in partners):
-                atoms.freeze(plane, call.reason("joined with a part of fixed size"))
-                continue
-            for q in partners:
-                assert q is not None
-                atoms.tie(plane, q, call.reason("joined with a part of fixed size"))
-            if i == 0:
-                given.append(plane)
-    if any(along):
-        out_shape = list(shapes[0])
-        pieces = []
-        for own, shape in zip(along, shapes, strict=True):
-            out_shape[dim] = shape[dim]
-            pieces.append(own[0].expand(shape) if own else torch.zeros((), dtype=torch.long).expand(shape))
+    while any(across):
+        first_of = next(own[0] for own in across if own)
+        others = set(varying(first_of)) - {dim}
+        row: list[Plane | None] = []
+        for own in across:
+            found = next((p for p in own if set(varying(p)) & others), None)
+            own[:] = [p for p in own if p is not found]
+            row.append(found)
+        if all(p is not None for p in row):
+            if all(p is not None and p.shape[dim] == 1 for p in row):
+                for p in row[1:]:
+                    atoms.tie(first_of, p, call.reason(why))  # type: ignore[arg-type]
+                given.append(first_of)
+            else:
+                given.append(_strung([[p] if p is not None else [] for p in row], shapes, dim))
+            continue
+        for i, plane in enumerate(row):
+            # Along the other axes some part has no atoms, so these are fixed; what varies along `dim` alone is left.
+            fixed = None if plane is None else atoms.fix(plane, others, call.reason(why))
+            if fixed is not None:
+                plain[i].append(fixed)
+    if any(plain):
+        for own in plain:
             for extra in own[1:]:
                 atoms.freeze(extra, call.reason("two atoms at one position"))
-        # Broadcast axes are shrunk before joining, so that large activations cost nothing.
-        sizes = [1 if all(p.stride(d) == 0 for p in pieces) else pieces[0].shape[d] for d in range(len(out_shape))]
-        pieces = [
-            p[tuple(slice(None) if d == dim or sizes[d] > 1 else slice(0, 1) for d in range(p.dim()))] for p in pieces
-        ]
-        given.append(compress(torch.cat(pieces, dim)))
+        given.append(_strung(plain, shapes, dim))
     call.give(call.out, given, source_of(call, *parts))
+
+
+def _strung(planes: list[list[Plane]], shapes: list[tuple[int, ...]], dim: int) -> Plane:
+    """The first plane of each part one after the other along `dim`; a part without any has no atoms."""
+    pieces = [
+        own[0].expand(shape) if own else torch.zeros((), dtype=torch.long).expand(shape)
+        for own, shape in zip(planes, shapes, strict=True)
+    ]
+    # Broadcast axes are shrunk before joining, so that large activations cost nothing.
+    small = [d for d in range(len(shapes[0])) if d != dim and all(p.stride(d) == 0 for p in pieces)]
+    return compress(torch.cat([first(p, small) for p in pieces], dim))
 
 
 @rule("constant_pad_nd")
 def pad(call: Call) -> None:
     tensor, amounts = call.args[0], list(call.get(1, "pad"))
+    given = call.flow.lengths.sizes_of(amounts) or amounts
     planes = []
     for plane in call.info(tensor).planes:
         padded = plane
@@ -261,7 +307,7 @@ def pad(call: Call) -> None:
                 call.flow.atoms.freeze(plane, call.reason(f"cuts {low}, {high} positions off"))
                 padded = torch.zeros_like(padded)
                 break
-            before, after = call.flow.filler(call.where, low, high)
+            before, after = _filler(call, given[2 * i], low), _filler(call, given[2 * i + 1], high)
             lying = [1] * padded.dim()
             pieces = []
             for filler, size in ((before, low), (after, high)):
@@ -271,6 +317,13 @@ def pad(call: Call) -> None:
             padded = torch.cat([pieces[0], padded, pieces[1]], dim)
         planes.append(padded)
     call.give(call.out, planes, None)
+
+
+def _filler(call: Call, amount: int, size: int) -> Plane:
+    """The atoms of padded zeros: those of the integer that a module keeps; of a number in the code there are none."""
+    if isinstance(amount, Size) and not amount.free() and (atoms := amount.atoms()) is not None:
+        return atoms
+    return torch.zeros(size, dtype=torch.long)
 
 
 @rule("roll")
@@ -285,72 +338,3 @@ def roll(call: Call) -> None:
     for dim in dims:
         planes = [p for p in planes if call.flow.atoms.fix(p, [dim % tensor.dim()], call.reason("rolls")) is not None]
     call.give(call.out, [compress(torch.roll(p.expand(tensor.shape), shifts, dims)) for p in planes])
-
-
-@rule("index", "_unsafe_index")
-def index(call: Call) -> None:
-    tensor, indices = call.args[0], list(call.get(1, "indices"))
-    planes = list(call.info(tensor).planes)
-    dims: list[int] = []
-    cursor = 0
-    for entry in indices:
-        if entry is None:
-            cursor += 1
-            continue
-        call.freeze(entry, "used as an index")
-        width = entry.dim() if entry.dtype in (torch.bool, torch.uint8) else 1
-        dims += range(cursor, cursor + width)
-        cursor += width
-    for dim in dims:
-        planes = [p for p in planes if call.flow.atoms.fix(p, [dim], call.reason("picks positions")) is not None]
-    here = [None if e is None else e.cpu() for e in indices]
-    if any(e is not None and e.is_meta for e in here):
-        call.freeze(tensor, "picks positions that are not known")
-        planes = []
-    moved = [compress(torch.ops.aten.index.Tensor(p.expand(tensor.shape), here)) for p in planes]
-    call.give(call.out, moved, source_of(call, tensor))
-
-
-@rule("index_select")
-def index_select(call: Call) -> None:
-    tensor, dim = call.args[0], call.get(1, "dim") % call.args[0].dim()
-    picked = call.get(2, "index")
-    call.freeze(picked, "used as an index")
-    planes = _fixed_along(call, tensor, dim, "picks positions")
-    moved = [compress(p.expand(tensor.shape).index_select(dim, picked.cpu())) for p in planes]
-    call.give(call.out, moved, source_of(call, tensor))
-
-
-@rule("unfold")
-def unfold(call: Call) -> None:
-    tensor, dim = call.args[0], call.get(1, "dimension") % call.args[0].dim()
-    planes = _without(call, tensor, dim, "windows over this axis")
-    size, step = call.get(2, "size"), call.get(3, "step")
-    call.give(call.out, [compress(p.expand(tensor.shape).unfold(dim, size, step)) for p in planes])
-
-
-@rule("im2col")
-def im2col(call: Call) -> None:
-    tensor = call.args[0]
-    kernel = call.out.shape[-2] // tensor.shape[-3]
-    planes = []
-    for plane in call.info(tensor).planes:
-        fixed = call.flow.atoms.fix(plane, [tensor.dim() - 1, tensor.dim() - 2], call.reason("windows over space"))
-        if fixed is not None:
-            planes.append(fixed.squeeze(-1).repeat_interleave(kernel, dim=-2) if fixed.shape[-3] > 1 else fixed[..., 0])
-    call.give(call.out, planes)
-
-
-@rule("tril", "triu")
-def triangle(call: Call) -> None:
-    tensor = call.args[0]
-    planes = _without(call, tensor, tensor.dim() - 1, "triangle")
-    planes = [
-        q for p in planes if (q := call.flow.atoms.fix(p, [tensor.dim() - 2], call.reason("triangle"))) is not None
-    ]
-    call.give(call.out, planes)
-
-
-def spread(plane: Plane, out: Tensor) -> Plane:
-    """A plane of an operation that keeps the number of axes (sizes along constant axes may change)."""
-    return aligned(plane, out.dim())

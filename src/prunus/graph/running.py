@@ -39,8 +39,13 @@ def unwrap(model: nn.Module) -> nn.Module:
 
 @contextmanager
 def quiet(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode without gradients and without fused attention; everything is restored, whatever happens."""
+    """Evaluation mode without gradients and without fused attention; everything is restored, whatever happens.
+
+    Attributes that the forward sets or fills (caches of tables, counters) come back too: what a dense run has cached
+    would be stale in a smaller copy.
+    """
     training = [(m, m.training) for m in model.modules()]
+    fields = [(vars(m), _snapshot(vars(m))) for m, _ in training]
     devices = sorted({t.device.index or 0 for t in model.parameters() if t.device.type == "cuda"})
     state = random.getstate()
     fast = torch.backends.mha.get_fastpath_enabled()
@@ -53,8 +58,33 @@ def quiet(model: nn.Module) -> Iterator[None]:
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
         random.setstate(state)
+        for names, before in fields:
+            _restore_(names, before)
         for module, was in training:
             module.training = was
+
+
+# The registries of `nn.Module`, which forwards do not change.
+_REGISTRIES = frozenset(("_parameters", "_buffers", "_modules", "training"))
+
+
+def _snapshot(names: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """Every attribute, with a copy of its entries if it is a plain container."""
+    kept = {k: v for k, v in names.items() if k not in _REGISTRIES}
+    return {k: (v, v.copy() if type(v) in (dict, list) else None) for k, v in kept.items()}
+
+
+def _restore_(names: dict[str, Any], before: dict[str, tuple[Any, Any]]) -> None:
+    for name in [n for n in names if n not in before and n not in _REGISTRIES]:
+        del names[name]
+    for name, (value, entries) in before.items():
+        if type(value) is dict and value.keys() != entries.keys():
+            value.clear()
+            value.update(entries)
+        elif type(value) is list and len(value) != len(entries):
+            value[:] = entries
+        if names.get(name) is not value:
+            names[name] = value
 
 
 @contextmanager
@@ -121,6 +151,12 @@ def _mapped(value: Any, change: Any) -> Any:
     if isinstance(value, tuple | list):
         return type(value)(_mapped(v, change) for v in value)
     return value
+
+
+def computed(model: nn.Module) -> dict[int, Any]:
+    """A memo for `copy.deepcopy`: tensors that hooks compute from parameters (older weight norm) copy as values."""
+    fields = [value for module in model.modules() for value in vars(module).values()]
+    return {id(v): v.detach() for v in fields if isinstance(v, Tensor) and not v.is_leaf}
 
 
 def one_sample(example: Example | Tensor) -> tuple[Example | Tensor, int]:

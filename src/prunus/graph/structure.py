@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
-from itertools import pairwise
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Int
@@ -12,12 +13,26 @@ from torch import Tensor, nn
 from prunus.core.errors import DataError, StructureError
 from prunus.core.groups import Group, Member, Role
 from prunus.core.task import Example
-from prunus.graph import rules_contract, rules_math, rules_move
+from prunus.graph import (
+    rules_attention,
+    rules_contract,
+    rules_index,
+    rules_math,
+    rules_move,
+    rules_recurrent,
+    rules_space,
+)
+from prunus.graph.fake import is_fake, on_meta
 from prunus.graph.flow import Flow, tensors_in
+from prunus.graph.norms import Norm
 from prunus.graph.probe import sift
 from prunus.graph.running import call, one_sample, quiet, unwrap
+from prunus.graph.sizes import Watch, remembered
+from prunus.graph.unseen import tie_unseen
 
-assert rules_contract and rules_math and rules_move  # imported for the rules they register
+# imported for the rules they register
+assert rules_attention and rules_contract and rules_index and rules_math and rules_move
+assert rules_recurrent and rules_space
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,10 +40,23 @@ class CoupledGroup(Group):
     """A group that also owns positions of sizes which modules keep as plain integers (paddings with channels).
 
     Attributes:
+        norms: root-mean-square normalizations over the units' axis, which `compact` puts right.
         sizes: like `members`, with the path of the integer (`layer2.0.shortcut.before`) in place of a parameter's name.
     """
 
     sizes: tuple[Member, ...] = ()
+    norms: tuple[Norm, ...] = ()
+
+
+class Link(NamedTuple):
+    """Two axes that an operation tied: `(name of a parameter, buffer or integer; dim)` each, and that operation.
+
+    The chain of links between two axes of a group is why they live and die together.
+    """
+
+    one: tuple[str, int | None]
+    other: tuple[str, int | None]
+    operation: str
 
 
 @dataclass(frozen=True)
@@ -41,6 +69,7 @@ class Structure:
         frozen: the weights whose output axis (or part of it) cannot be pruned, with the reason.
         macs: multiply-accumulates of one sample of the example per weight, summed over its uses.
         fixed_macs: multiply-accumulates of products without parameters (attention), per sample.
+        links: what was tied directly with what, and where: see `Link`.
         aliases: all names of each parameter and buffer (more than one where it is shared).
     """
 
@@ -48,6 +77,7 @@ class Structure:
     frozen: dict[str, str]
     macs: dict[str, int]
     fixed_macs: int
+    links: tuple[Link, ...] = field(default=(), repr=False)
     aliases: dict[str, tuple[str, ...]] = field(default_factory=dict, repr=False)
 
     @property
@@ -64,7 +94,7 @@ def trace(model: nn.Module, example: Example | Tensor, *, probe: bool = True, se
     arXiv:2301.12900, found here by index flow instead of walking the autograd graph). What no rule covers is frozen.
     With `probe`, random units of all groups are then removed from a float64 copy and its output is compared with that
     of the same copy masked; groups that do not come out equal (a size is written into the code of a forward) are frozen
-    too, so what is returned was seen to be exact.
+    too, so what is returned was seen to be exact. On the meta device, and for fake tensors, nothing can be tried.
 
     Cost: one run on the first sample for the flow, and with `probe` at least two more and two float64 copies.
 
@@ -76,13 +106,15 @@ def trace(model: nn.Module, example: Example | Tensor, *, probe: bool = True, se
     for name, parameter in model.named_parameters():
         if isinstance(parameter, nn.parameter.UninitializedParameter):
             raise StructureError(f"{name} has no shape yet: run the model once before reading its structure")
+    if is_fake(model):
+        return on_meta(model, example, lambda twin, inputs: trace(twin, inputs, probe=False))  # type: ignore[no-any-return]
     sample, batch = one_sample(example)
     try:
-        flow = _run(model, sample)
+        flow = _run(model, sample, example)
     except DataError:
         if batch == 1:
             raise
-        sample, flow = example, _run(model, example)
+        sample, flow = example, _run(model, example, example)
     else:
         batch = 1
     groups, frozen = _groups(flow)
@@ -92,18 +124,48 @@ def trace(model: nn.Module, example: Example | Tensor, *, probe: bool = True, se
             for member in group.with_role("out"):
                 frozen.setdefault(member.param, reason)
     macs = {name: count // batch for name, count in flow.macs.items()}
-    return Structure(tuple(groups), frozen, macs, flow.fixed_macs // batch, dict(flow.aliases))
+    axes = [(a.name, a.dim) for a in flow.atoms.axes]
+    links = tuple(Link(axes[a], axes[b], operation) for (a, b), operation in flow.atoms.links().items())
+    return Structure(tuple(groups), frozen, macs, flow.fixed_macs // batch, links, dict(flow.aliases))
 
 
-def _run(model: nn.Module, example: Example | Tensor) -> Flow:
+def _run(model: nn.Module, example: Example | Tensor, batch: Example | Tensor | None = None) -> Flow:
+    """One run in evaluation mode; where it leaves weights idle, one of `batch` in training mode as well."""
     flow = Flow(model)
-    with quiet(model), flow:
+    with quiet(model), remembered(model, flow.lengths), flow, Watch(flow):
         output = call(model, example, flow.path)
-    for tensor in tensors_in(output):
-        info = flow.info.get(tensor)
-        for plane in info.planes if info is not None else ():
-            flow.atoms.freeze(plane, "an output of the model")
+    tie_unseen(flow)
+    _freeze_outputs(flow, output)
+    used = {flow.atoms.axes[axis].name for axis in flow.used}
+    if batch is not None and any(p.dim() > 1 and n not in used for n, p in model.named_parameters()):
+        _run_training(flow, model, batch)
     return flow
+
+
+def _run_training(flow: Flow, model: nn.Module, batch: Example | Tensor) -> None:
+    """Auxiliary classifiers run only in training, and read what must then stay as wide as they are."""
+    macs, fixed = dict(flow.macs), flow.fixed_macs
+    buffers = {name: b.detach().clone() for name, b in model.named_buffers()}
+    try:
+        with quiet(model), remembered(model, flow.lengths):
+            for module in model.modules():
+                module.training = True
+            with flow, Watch(flow):
+                output = call(model, batch, flow.path)
+        _freeze_outputs(flow, output)
+    except DataError:
+        pass  # a model that does not train on this example (a loss that wants labels, statistics of one value)
+    finally:
+        flow.macs, flow.fixed_macs = macs, fixed
+        with torch.no_grad():
+            for name, buffer in model.named_buffers():
+                buffer.copy_(buffers[name])
+
+
+def _freeze_outputs(flow: Flow, output: object) -> None:
+    for tensor in tensors_in(output):
+        for plane in flow.planes_of(tensor):
+            flow.atoms.freeze(plane, "an output of the model")
 
 
 def _groups(flow: Flow) -> tuple[list[Group], dict[str, str]]:
@@ -118,6 +180,15 @@ def _groups(flow: Flow) -> tuple[list[Group], dict[str, str]]:
     made = torch.zeros_like(live)
     made[labels[live & produces[owner]]] = True
     live &= made[labels]
+    kinds = {label: kind for plane, kind in flow.marks for label in labels[plane].unique().tolist()}
+    norms: dict[int, list[Norm]] = {}
+    for plane, norm in flow.norms:
+        for label in labels[plane].unique().tolist():
+            norms.setdefault(label, []).append(norm)
+    multiples: dict[int, int] = {}
+    for plane, multiple in flow.multiples:
+        for label in labels[plane].unique().tolist():
+            multiples[label] = math.lcm(multiples.get(label, 1), multiple)
     groups: list[Group] = []
     taken: set[str] = set()
     lonely: dict[int, str] = {}
@@ -125,7 +196,8 @@ def _groups(flow: Flow) -> tuple[list[Group], dict[str, str]]:
         if units.rows.shape[0] < 2:
             lonely.update({axis: "all its positions are tied to one unit" for axis in units.axes if axis not in lonely})
         else:
-            groups.append(_group(flow, units, taken))
+            label = int(labels[units.rows[0, 0]])
+            groups.append(_group(flow, units, taken, kinds.get(label), multiples.get(label, 1), norms.get(label, [])))
     order = {i: flow.used.get(i, len(axes)) for i in range(len(axes))}
     by_name = {(a.name, a.dim): i for i, a in enumerate(axes)}
     groups.sort(key=lambda g: order[by_name[(g.members[0].param, g.members[0].dim)]])
@@ -138,7 +210,7 @@ def _groups(flow: Flow) -> tuple[list[Group], dict[str, str]]:
         stuck = labels[own][~removable[own]]
         if stuck.numel():
             part = "" if stuck.numel() == axis.size else f"{stuck.numel()} of {axis.size} positions: "
-            frozen[axis.name] = part + why.get(int(stuck[0]), "tied to a fixed axis")
+            frozen[axis.name] = part + (why(int(stuck[0])) or "tied to a fixed axis")
         elif i in lonely:
             frozen[axis.name] = lonely[i]
     return groups, frozen
@@ -165,21 +237,21 @@ def _alike(labels: Int[Tensor, "n"], owner: Int[Tensor, "n"], atoms: Int[Tensor,
         return []
     order = torch.argsort(labels, stable=True)
     labels, owner, atoms = labels[order], owner[order], atoms[order]
-    unit_start = _starts(labels)
-    pairs = torch.stack([labels, owner])
-    pair_start = _starts(pairs)
-    pair_end = torch.cat([pair_start[1:], torch.tensor([labels.numel()])])
-    form = torch.stack([owner[pair_start], pair_end - pair_start], 1)
-    of_unit = _starts(labels[pair_start]).tolist()
-    alike: dict[tuple[tuple[int, int], ...], list[int]] = {}
-    entries = [(axis, count) for axis, count in form.tolist()]
-    for unit, (a, b) in enumerate(pairwise([*of_unit, len(entries)])):
-        alike.setdefault(tuple(entries[a:b]), []).append(unit)
+    start = _starts(labels)
+    width = torch.diff(start, append=torch.tensor([labels.numel()]))
+    unit = torch.repeat_interleave(torch.arange(start.numel()), width)
+    # Units are of one form if they own the same axes equally often: the same sum of a number drawn per axis.
+    drawn = torch.randint(-(2**62), 2**62, (int(owner.max()) + 1,), generator=torch.Generator().manual_seed(0))
+    form = torch.zeros_like(start).index_add_(0, unit, drawn[owner])
     found = []
-    for key, units in alike.items():
-        width = sum(count for _, count in key)
-        rows = atoms[unit_start[torch.tensor(units)].unsqueeze(1) + torch.arange(width)]
-        found.append(_Units(tuple(a for a, _ in key), tuple(c for _, c in key), rows))
+    _, which = torch.unique(form, return_inverse=True)
+    by_form = torch.argsort(which, stable=True)
+    for units in by_form.split(torch.bincount(which).tolist()):
+        wide = int(width[units[0]])
+        index = start[units].unsqueeze(1) + torch.arange(wide)
+        axes, counts = torch.unique_consecutive(owner[index[0]], return_counts=True)
+        assert bool((owner[index] == owner[index[0]]).all()), "units of different form were taken for equal"
+        found.append(_Units(tuple(axes.tolist()), tuple(counts.tolist()), atoms[index]))
     return found
 
 
@@ -189,7 +261,7 @@ def _starts(values: Int[Tensor, "*rows n"]) -> Int[Tensor, "runs"]:
     return torch.cat([torch.zeros(1, dtype=torch.long), differs.nonzero().reshape(-1) + 1])
 
 
-def _group(flow: Flow, units: _Units, taken: set[str]) -> Group:
+def _group(flow: Flow, units: _Units, taken: set[str], kind: str | None, multiple: int, norms: list[Norm]) -> Group:
     axes = flow.atoms.axes
 
     def rank(i: int) -> tuple[bool, int, int]:
@@ -210,6 +282,11 @@ def _group(flow: Flow, units: _Units, taken: set[str]) -> Group:
         role: Role = flow.roles.get(i, "other")
         members.append(Member(axis.name, axis.dim, index, role, axis.name in flow.buffers))
     main = members[0].param
+    widths = {m.positions(1).shape[1] if m.index is None else m.index.shape[1] for m in members if m.role == "out"} - {
+        1
+    }
+    if kind == "head" and len(widths) > 1:
+        kind = "kv group"  # several heads of queries with the head of keys and values that they share
     # The parameter of a parametrization is named after the module that owns it.
     path = (
         main.partition("parametrizations.")[0].rstrip(".") if "parametrizations." in main else main.rpartition(".")[0]
@@ -226,6 +303,8 @@ def _group(flow: Flow, units: _Units, taken: set[str]) -> Group:
         tuple(members),
         weight=flow.shapes[main],
         at_least=1,
-        kind=flow.kinds.get(order[0], "neuron"),
+        multiple=multiple,
+        kind="width" if norms else kind or flow.kinds.get(order[0], "neuron"),
         sizes=tuple(sizes),
+        norms=tuple(dict.fromkeys(norms)),
     )

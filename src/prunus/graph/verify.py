@@ -15,7 +15,8 @@ from prunus.core.errors import DataError, StructureError, VerificationError
 from prunus.core.groups import Group
 from prunus.core.task import Example
 from prunus.graph.flow import tensors_in
-from prunus.graph.running import call, mapped, quiet, unwrap
+from prunus.graph.running import call, computed, mapped, quiet, unwrap
+from prunus.graph.wide import Wide
 
 
 def masked_(model: nn.Module, groups: Sequence[Group], masks: Mapping[str, Bool[Tensor, "..."]]) -> nn.Module:
@@ -121,14 +122,14 @@ def largest_difference(expected: list[Tensor], found: list[Tensor]) -> float:
 def outputs(model: nn.Module, inputs: Example | Tensor, path: list[str] | None = None) -> list[Tensor]:
     """Every tensor the model returns, with a fixed seed for layers that draw numbers."""
     wide = any(p.dtype == torch.float64 for p in model.parameters())
-    with quiet(model), double_default() if wide else nullcontext():
+    with quiet(model), double_default() if wide else nullcontext(), Wide() if wide else nullcontext():
         torch.manual_seed(0)
         return [t.detach() for t in tensors_in(call(model, inputs, path))]
 
 
 def precise(model: nn.Module, wide: bool = True) -> nn.Module:
     """A float64 copy, plain tensor attributes included; an ordinary copy if not `wide`."""
-    memo: dict[int, Any] = {}
+    memo: dict[int, Any] = computed(model)
     for tensor in (*model.parameters(), *model.buffers()):
         # Converted here, so that the copy never holds the weights twice.
         if wide and tensor.is_floating_point() and tensor.dtype != torch.float64:

@@ -84,11 +84,18 @@ class Setup:
             self.dataset.train, self.batch_size, seed=self.seed, shuffle=True, augment=self.augment, drop_last=True
         )
 
-    def task(self) -> Task:
-        """The problem, as recipes see it."""
+    @property
+    def timed_inputs(self) -> tuple[Tensor, ...]:
+        """The batch that latency is measured with."""
+        return (self.dataset.test.inputs(self.dataset.test.x[: self.latency_batch]),)
+
+    def task(self, budget: Budget | None = None) -> Task:
+        """The problem, as recipes see it; a budget in latency is met with the batch that the report times."""
+        in_time = budget is not None and budget.currency == "latency"
+        example = self.timed_inputs if in_time else self.example
         calib = Loader(self.dataset.train, self.batch_size, seed=self.seed + 1, shuffle=True)
         batches = [b for _, b in zip(range(self.calib_batches), calib.batches(0), strict=False)]
-        return Task(loss=self.loss, train=self.loader(), calib=batches, metric=self.test_accuracy, example=self.example)
+        return Task(loss=self.loss, train=self.loader(), calib=batches, metric=self.test_accuracy, example=example)
 
     def test_accuracy(self, model: nn.Module) -> float:
         """Fraction of test examples classified right, in float32."""
@@ -168,7 +175,7 @@ def run(
     # An edited recipe keeps its name, but the card's words are about the unedited one.
     known = recipe.name in prunus.methods.names() and prunus.methods.get(recipe.name) == recipe
     card = prunus.methods.card(recipe.name) if known else None
-    source, task = setup.source(recipe), setup.task()
+    source, task = setup.source(recipe), setup.task(budget)
     notes: list[str] = []
     untrained: float | None = None
     at_once = all(e.step == 0 for e in recipe.schedule(budget.keep, steps))
@@ -195,6 +202,12 @@ def run(
         notes.append("Same shapes, zeros stored and multiplied like any number: a dense kernel runs no faster.")
     if result.skipped:
         notes.append(f"Left dense: {', '.join(result.skipped)} ({next(iter(result.skipped.values()))}).")
+    if "latency" in (last := result.history[-1]):
+        low, high = last["latency_quartiles"]
+        notes.append(
+            f"Chosen by measuring {last['timed']} candidates at batch {len(setup.timed_inputs[0])}: this one took "
+            f"{last['latency']:.4g} of the dense latency (quartiles {low:.4g} to {high:.4g})."
+        )
     if result.collapsed:
         notes.append(f"Layer collapse: nothing is left of {', '.join(result.collapsed)}.")
     dense = setup.build()
@@ -242,8 +255,7 @@ def timed(setup: Setup, trials: list[Trial], *, runs: int = 60) -> list[MethodRe
     """The trials' records with latency, dense and pruned models run in turn so that drift hits all alike."""
     dense = (setup.trained if setup.trained is not None else setup.build()).eval()
     models = {"dense": dense} | {str(i): t.deployed for i, t in enumerate(trials)}
-    batch = setup.dataset.test.inputs(setup.dataset.test.x[: setup.latency_batch])
-    comparison = measure.compare(models, (batch,), runs=runs)
+    comparison = measure.compare(models, setup.timed_inputs, runs=runs)
     base = _latency(comparison.latency["dense"])
     records = []
     for i, trial in enumerate(trials):
@@ -277,7 +289,8 @@ def describe(recipe: Recipe, budget: Budget) -> str:
     unit = {"structured": "channels"}.get(recipe.structure, "weights")
     if budget.currency == "units":
         return f"{1 - budget.keep:.4g} of the ranked {unit} removed"
-    return f"at most {budget.keep:.4g} of the dense {'MACs' if budget.currency == 'macs' else 'parameters'} kept"
+    what = {"macs": "MACs", "params": "parameters", "bytes": "bytes", "latency": "median latency"}[budget.currency]
+    return f"at most {budget.keep:.4g} of the dense {what} kept"
 
 
 def layer_densities(result: Result) -> list[LayerDensity]:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from prunus.core.errors import SpecError
 from prunus.core.groups import Group
 from prunus.core.part import Allocation, Masks, Scores, Space
-from prunus.parts.allocation.constraints import best_of
+from prunus.parts.allocation.constraints import affordable, best_of
 from prunus.parts.allocation.selection import Rounding, kept
 
 
@@ -25,8 +25,11 @@ class ERK(Allocation):
     rounding: Rounding = "floor"
 
     def __call__(self, scores: Scores, density: float, space: Space) -> Masks:
-        counts = self.counts(space, list(scores), density)
-        return {name: best_of(space[name], s, max(counts[name], space[name].at_least)) for name, s in scores.items()}
+        units = sum(space[n].units for n in scores)
+        counts = affordable(
+            lambda k: self.counts(space, list(scores), k / units), space, kept(density, units, self.rounding)
+        )
+        return {name: best_of(space[name], s, counts[name]) for name, s in scores.items()}
 
     def raw(self, group: Group) -> float:
         """The unscaled density of a layer."""
@@ -75,8 +78,11 @@ class SmartRatio(Allocation):
             raise SpecError(f"SmartRatio(last={self.last}) is a density, in (0, 1]")
 
     def __call__(self, scores: Scores, density: float, space: Space) -> Masks:
-        counts = self.counts(space, list(scores), density)
-        return {name: best_of(space[name], s, max(counts[name], space[name].at_least)) for name, s in scores.items()}
+        units = sum(space[n].units for n in scores)
+        counts = affordable(
+            lambda k: self.counts(space, list(scores), k / units), space, kept(density, units, self.rounding)
+        )
+        return {name: best_of(space[name], s, counts[name]) for name, s in scores.items()}
 
     def counts(self, space: Space, names: list[str], density: float) -> dict[str, int]:
         """Kept units per group; they sum to the exact total."""

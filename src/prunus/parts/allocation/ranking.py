@@ -1,9 +1,10 @@
 """Allocations that rank: across the network, within a layer, within a row, within blocks of m."""
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, get_args
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from prunus.core.counting import count
@@ -12,21 +13,54 @@ from prunus.core.part import Allocation, Masks, Scores, Space
 from prunus.parts.allocation.constraints import best_of, protected, respected
 from prunus.parts.allocation.selection import Rounding, kept, top_k
 
+Normalize = Literal["none", "mean", "max", "sum"]
+
+
+def normalized(scores: Scores, by: Normalize) -> Scores:
+    """Every group's scores over the mean, largest or sum of their own magnitudes, so that groups can be compared.
+
+    Pruned units (-inf) are left out of the divisor and stay what they are; a group of zeros stays as it is. Within a
+    group no order changes. Cost: one float64 copy of the scores, none for "none".
+    """
+    return scores if by == "none" else {name: _normalized(s, by) for name, s in scores.items()}
+
+
+def _normalized(scores: Float[Tensor, "*units"], by: Normalize) -> Float[Tensor, "*units"]:
+    whole = scores.double()
+    there = whole[whole.isfinite()].abs()
+    if not there.numel() or not there.any():
+        return whole
+    if by == "sum":
+        return whole / there.sum()
+    return whole / (there.mean() if by == "mean" else there.max())
+
 
 @dataclass(frozen=True)
 class GlobalRanking(Allocation):
     """The best units of the whole network, whichever layer they lie in.
 
-    Exactly `kept(density, all units, rounding)` stay; ties go to the earlier unit. Groups keep their `at_least` best
-    units whatever their scores. Cost: two passes over the scores.
+    Exactly `kept(density, all units, rounding)` stay, and fewer only where groups keep multiples; ties go to the
+    earlier unit. Groups keep their best units whatever their scores, as many as they demand (`at_least`, rounded up to
+    their multiple). Cost: two passes over the scores.
+
+    Attributes:
+        rounding: of the kept count.
+        normalize: what the scores of a group are divided by first: nothing, or the mean, maximum or sum of their
+            magnitudes. Scores that grow with the size of a layer (norms and sums over a unit's weights) compare only
+            after it; pruners of coupled groups divide by the mean (DepGraph, Fang et al. 2023, arXiv:2301.12900).
     """
 
     rounding: Rounding = "floor"
+    normalize: Normalize = "none"
     scope: ClassVar[Literal["global", "local"]] = "global"
+
+    def __post_init__(self) -> None:
+        check_normalize(self.normalize)
 
     def __call__(self, scores: Scores, density: float, space: Space) -> Masks:
         if not scores:
             return {}
+        scores = normalized(scores, self.normalize)
         guarded = protected(scores, space)
         k = kept(density, sum(s.numel() for s in scores.values()), self.rounding)
         masks = dict(zip(scores, top_k(list(guarded.values()), k), strict=True))
@@ -139,6 +173,12 @@ class NofM(Allocation):
             else:
                 masks[name] = rows_top_k(s.reshape(-1, self.m), self.n).reshape(s.shape)
         return masks
+
+
+def check_normalize(by: str) -> None:
+    """Refuse a divisor that there is none of."""
+    if by not in get_args(Normalize):
+        raise SpecError(f"normalize={by!r}: scores of a group are divided by one of {', '.join(get_args(Normalize))}")
 
 
 def rows_top_k(scores: Tensor, k: int) -> Tensor:

@@ -1,6 +1,10 @@
 """Granularities: what one unit is."""
 
+from prunus.parts.granularity.block import Block
 from prunus.parts.granularity.channel import Channel
+from prunus.parts.granularity.coupled import Coupled
 from prunus.parts.granularity.element import Element
+from prunus.parts.granularity.head import Head
+from prunus.parts.granularity.width import Width
 
-__all__ = ["Channel", "Element"]
+__all__ = ["Block", "Channel", "Coupled", "Element", "Head", "Width"]

@@ -1,0 +1,259 @@
+"""Folders that `from_pretrained` reads, for compact models of transformers."""
+
+from __future__ import annotations
+
+import copy
+import importlib
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import torch
+from torch import Tensor, nn
+
+from prunus import __version__
+from prunus.core.errors import PrunusError, SpecError, StructureError, VerificationError, require
+from prunus.core.task import Example
+from prunus.deploy.atomic import MARK, new_folder
+from prunus.deploy.files import load, save
+from prunus.deploy.hf_search import Number, built, configurations, differences, refusals, uneven
+from prunus.deploy.manifest import read_manifest
+from prunus.engine.result import Result
+from prunus.graph import verify as compare
+from prunus.graph.running import unwrap
+
+NOTE = "prunus.json"
+_TRIES = 6
+_HALF = 1e-2
+_REFUSED = "{} refuses the configuration with these shapes ({})"
+_NOTES = "transformers"
+
+
+@dataclass(frozen=True)
+class Saved:
+    """Where a compact model lies and how it is read.
+
+    Attributes:
+        folder: the folder.
+        uniform: whether transformers reads it by itself; otherwise Prunus is needed to read it.
+        changed: field of the configuration -> its value in the dense model and now.
+        reason: why it is not uniform.
+        kind: the name of the model's class.
+    """
+
+    folder: Path
+    uniform: bool
+    kind: str
+    changed: dict[str, tuple[Number | None, Number | None]] = field(default_factory=dict)
+    reason: str = ""
+
+    @property
+    def loader(self) -> str:
+        """The Python expression that gives the model back."""
+        if self.uniform:
+            return f"transformers.{self.kind}.from_pretrained({str(self.folder)!r})"
+        return f"prunus.deploy.from_pretrained({str(self.folder)!r})"
+
+    def __str__(self) -> str:
+        if not self.uniform:
+            return f"{self.folder}: {self.loader} ({self.reason})"
+        fields = ", ".join(f"{n} {was} -> {now}" for n, (was, now) in self.changed.items())
+        return f"{self.folder}: {self.loader} ({fields or 'configuration unchanged'})"
+
+
+def save_pretrained(
+    model: Result | nn.Module, folder: str | Path, *, example: Example | Tensor | None = None, verify: bool = True
+) -> Saved:
+    """Write a compact transformers model so that `from_pretrained` of its own class gives it back.
+
+    The fields of the configuration that have to change (`intermediate_size`, `num_key_value_heads`, ...) are found by
+    building the class on the meta device until all shapes are those of the compact model, and what `from_pretrained`
+    then makes of the folder is compared with it, in float64. Where layers keep unequally many units, no configuration
+    can say so: the folder is then one of `prunus.save`, with the dense configuration in its manifest, and
+    `prunus.deploy.from_pretrained` reads it.
+
+    Args:
+        model: a `Result` (compacted here), or a model that is compact already, which must be uniform.
+        folder: where to; an earlier folder of the same kind is replaced in one step, anything else is refused.
+        example: an input to compare on; left out, the result's own.
+        verify: compare outputs. Without it, the first configuration with the right shapes is taken.
+
+    Returns: what was written. `str()` of it says how to read it.
+    Cost: a few instances without weights for the search, one more copy of the model for the comparison.
+    Errors: `SpecError` for a model that is not of transformers or a missing example; `StructureError` for a compact
+        model without a result that no configuration describes; `VerificationError` as of `Result.compact`.
+    """
+    transformers = require("transformers", extra="hf")
+    dense = unwrap(model.model if isinstance(model, Result) else model)
+    if not isinstance(dense, transformers.PreTrainedModel):
+        raise SpecError(
+            f"save_pretrained is for models of transformers, this is a {type(dense).__name__}: use prunus.save"
+        )
+    example = model.example if example is None and isinstance(model, Result) else example
+    if verify and example is None:
+        raise SpecError("the saved model is compared with this one: pass example=, or verify=False")
+    folder = Path(folder)
+    small = unwrap(model.compact(verify=example is not None)) if isinstance(model, Result) else dense
+    reason = uneven(small, small.config)
+    for config in islice(configurations(small, small.config), _TRIES) if not reason else ():
+        try:
+            return _uniform(small, config, folder, model, example if verify else None, dense.config)
+        except _Unfit as error:
+            reason = reason or str(error)
+    reason = reason or "no configuration of this class gives these shapes"
+    if not isinstance(model, Result):
+        raise StructureError(
+            f"{type(small).__name__} cannot say this structure in its configuration: {reason}. "
+            "Pass the Result: its edits are then saved beside the weights"
+        )
+    return _manifest(model, folder, reason)
+
+
+def _uniform(
+    small: nn.Module, config: Any, folder: Path, source: Any, example: Example | Tensor | None, dense: Any
+) -> Saved:
+    """Write the folder as transformers does; `_Unfit` where what is read back computes something else."""
+    kind: Any = type(small)
+    carrier: Any = built(kind, config)
+    # The weights themselves, not copies; what is computed and not saved may stay without values.
+    carrier.load_state_dict(small.state_dict(), assign=True)
+    carrier.tie_weights()
+    if getattr(small, "generation_config", None) is not None:
+        carrier.generation_config = copy.deepcopy(small.generation_config)
+    changed = differences(dense, config)
+    note: dict[str, Any] = {"prunus": __version__, "class": kind.__name__, "changed": changed}
+    if isinstance(source, Result):
+        note["result"] = source.to_dict()
+    try:
+        with new_folder(folder, mark=NOTE) as temporary, _no_bars():
+            _write(carrier, temporary)
+            if example is not None:
+                back = _read_back(kind, temporary, small)
+                half = any(t.is_floating_point() and t.itemsize < 4 for t in (*small.parameters(), *small.buffers()))
+                # Tables that are computed and not saved may have been rounded with the weights.
+                compare(small, back, example, tol=_HALF if half else 1e-9)
+            (temporary / NOTE).write_text(json.dumps(note, indent=1) + "\n", encoding="utf-8")
+    except (VerificationError, StructureError) as error:
+        raise _Unfit(f"the configuration with these shapes computes something else ({error})") from error
+    return Saved(folder, True, kind.__name__, changed)
+
+
+@contextmanager
+def _no_bars() -> Iterator[None]:
+    """Without the progress bars of transformers."""
+    logging = importlib.import_module("transformers.utils.logging")
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
+
+
+class _Unfit(Exception):
+    """A configuration with the right shapes that does not give the compact model back."""
+
+
+def _write(carrier: Any, folder: Path) -> None:
+    try:
+        carrier.save_pretrained(str(folder))
+    except OSError:
+        raise  # the disk, not the configuration
+    except safetensors.SafetensorError as error:
+        raise PrunusError(f"could not write the weights: {error}. Nothing was left behind; free space") from error
+    except refusals() as error:
+        raise _Unfit(_REFUSED.format(type(carrier).__name__, error)) from error
+
+
+def _read_back(kind: Any, folder: Path, small: nn.Module) -> nn.Module:
+    place = next(small.parameters())
+    try:
+        with torch.random.fork_rng(devices=[]):
+            back: nn.Module = kind.from_pretrained(str(folder), local_files_only=True)
+    except refusals() as error:
+        raise _Unfit(_REFUSED.format(kind.__name__, error)) from error
+    return back.to(place.device)
+
+
+def _manifest(result: Result, folder: Path, reason: str) -> Saved:
+    """A folder of `prunus.save` that also says which class and configuration to start from."""
+    model: Any = unwrap(result.model)
+    kind = type(model).__name__
+    note: dict[str, Any] = {"class": kind, "config": json.loads(model.config.to_json_string(use_diff=False))}
+    if getattr(model, "generation_config", None) is not None:
+        note["generation"] = json.loads(model.generation_config.to_json_string(use_diff=False))
+    saved = Saved(folder, False, kind, reason=reason)
+    readme = (
+        f"# A pruned {kind}\n\n"
+        f"No configuration of transformers can say its structure: {reason}.\n"
+        f"It is in `{MARK}`, checked by digest when it is read:\n\n"
+        f"```python\nimport prunus.deploy\n\nmodel = prunus.deploy.from_pretrained({folder.name!r})\n```\n"
+    )
+    # Without a configuration, transformers would build a model of its default size; with the dense one it stops at once
+    # and names the shapes that differ.
+    texts = {
+        "README.md": readme,
+        "config.json": json.dumps({**note["config"], "architectures": [kind]}, indent=1) + "\n",
+    }
+    save(result, folder, compact=True, notes={_NOTES: note}, texts=texts)
+    return saved
+
+
+def from_pretrained(folder: str | Path) -> nn.Module:
+    """The model of a folder that `save_pretrained` wrote, uniform or not, in evaluation mode.
+
+    The class is one of transformers' own, by the name that the folder gives; nothing in the folder is executed, and
+    weights are read from safetensors only.
+
+    Errors: `SpecError` for a folder of something else; `VerificationError` for a changed or truncated file.
+    """
+    transformers = require("transformers", extra="hf")
+    folder = Path(folder)
+    if (folder / MARK).is_file():
+        note = read_manifest(folder).notes.get(_NOTES)
+        if not isinstance(note, dict) or not isinstance(note.get("config"), dict):
+            raise SpecError(f"{folder} holds no model of transformers: prunus.load({str(folder)!r}, factory) reads it")
+        kind = _class_named(transformers, note.get("class"), folder)
+        with torch.random.fork_rng(devices=[]):
+            model = load(folder, lambda: _dense(kind, note["config"], folder))
+        if isinstance(note.get("generation"), dict):
+            setattr(model, "generation_config", transformers.GenerationConfig.from_dict(note["generation"]))  # noqa: B010
+        return model
+    if not (folder / NOTE).is_file():
+        raise SpecError(f"{folder} has neither {MARK} nor {NOTE}: it is not a folder of prunus.deploy.save_pretrained")
+    try:
+        named = json.loads((folder / NOTE).read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise VerificationError(
+            f"{folder / NOTE} is not JSON ({error}): it was changed; save the model again"
+        ) from error
+    kind = _class_named(transformers, named.get("class") if isinstance(named, dict) else None, folder)
+    with _no_bars():
+        loaded: nn.Module = kind.from_pretrained(str(folder), local_files_only=True, use_safetensors=True)
+    return loaded.eval()
+
+
+def _dense(kind: Any, config: dict[str, Any], folder: Path) -> nn.Module:
+    try:
+        dense: nn.Module = kind(kind.config_class.from_dict(config))
+    except refusals() as error:
+        raise SpecError(
+            f"{kind.__name__} cannot be built from the configuration in {folder / MARK}: {error}"
+        ) from error
+    return dense
+
+
+def _class_named(transformers: Any, name: Any, folder: Path) -> Any:
+    """A model class of transformers itself, never one that a folder brings along."""
+    found = getattr(transformers, name, None) if isinstance(name, str) and name.isidentifier() else None
+    if not (isinstance(found, type) and issubclass(found, transformers.PreTrainedModel)):
+        raise SpecError(
+            f"{folder} names the class {name!r}, which is no model of transformers {transformers.__version__}"
+        )
+    return found

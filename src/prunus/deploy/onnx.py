@@ -1,0 +1,206 @@
+"""ONNX files of compact models, checked and compared before they are left behind."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import re
+import uuid
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from prunus.core.errors import PrunusError, SpecError, StructureError, VerificationError, require
+from prunus.core.task import Example, as_call
+from prunus.deploy.atomic import check_writable, write_bytes
+from prunus.graph.flow import tensors_in
+from prunus.graph.running import call, quiet, unwrap
+from prunus.graph.verify import largest_difference
+
+INLINE_LIMIT = 1 << 30
+"""Weights beyond this many bytes lie in a file of their own: a protobuf message holds at most 2 GiB."""
+
+_TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}
+
+
+@dataclass(frozen=True)
+class Exported:
+    """An ONNX file that was written.
+
+    Attributes:
+        path: the file.
+        weights: the file beside it that holds the weights, where they are too large for one file.
+        opset: the version of the operators.
+        inputs: names of the graph's inputs, in the order of the example's tensors.
+        outputs: names of its outputs.
+        error: the largest difference between ONNX Runtime's outputs and the model's, over the largest value of each
+            output; None where they were not compared.
+        reason: why they were not compared.
+    """
+
+    path: Path
+    weights: Path | None
+    opset: int
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    error: float | None = None
+    reason: str = ""
+
+
+def export_onnx(
+    model: nn.Module,
+    example: Example | Tensor,
+    path: str | Path,
+    *,
+    opset: int | None = None,
+    dynamic_shapes: Any = None,
+    tol: float | None = None,
+) -> Exported:
+    """Write a model as ONNX, in evaluation mode, and prove that ONNX Runtime computes the same.
+
+    Args:
+        model: any module, compact or not; it is not changed.
+        example: an input. A transformers model is exported without its key-value cache, unless the example says
+            `use_cache`.
+        path: the file. What is there is replaced in one step, once everything was checked. Weights of more than 1 GiB
+            lie in `<name>.<digits>.data` beside it.
+        opset: the version of ONNX's operators; left out, what PyTorch prefers.
+        dynamic_shapes: which axes may vary, as `torch.export` takes it (`{"x": {0: "batch"}}`); left out, every shape
+            is that of the example.
+        tol: how far outputs may be apart, relative to the largest value of each; left out, 1e-9 for float64, 1e-4 for
+            float32, 1e-2 for float16, 5e-2 for bfloat16.
+
+    Returns: what was written. Outputs are compared where `onnxruntime` is installed and has kernels for the model's
+        type; `Exported.error` says how far they were apart.
+    Cost: some seconds, one run of the model and one of the runtime, a copy of the weights.
+    Errors: `MissingExtraError` without the `onnx` extra; `StructureError` where PyTorch cannot translate the model;
+        `VerificationError` where the file is not valid or computes something else. Nothing is written then.
+    """
+    onnx = require("onnx", extra="onnx", why="ONNX files are checked with it")
+    require("onnxscript", extra="onnx", why="PyTorch writes ONNX with it")
+    path, model = Path(path), unwrap(model)
+    if path.is_dir():
+        raise SpecError(f"{path} is a folder: give the name of a file, such as {path / 'model.onnx'}")
+    check_writable(path.absolute().parent)
+    if any(t.is_meta for t in model.parameters()):
+        raise SpecError("this model is on the meta device and has no weights to write: load them first")
+    args, kwargs = as_call(example)
+    parameters = inspect.signature(model.forward)
+    if "use_cache" in parameters.parameters and "use_cache" not in kwargs:
+        args, kwargs = (), {**parameters.bind_partial(*args).arguments, **kwargs, "use_cache": False}
+    with quiet(model):
+        expected = list(tensors_in(call(model, kwargs or args)))
+        program = _translated(model, args, kwargs, opset, dynamic_shapes)
+    size = sum(t.numel() * t.element_size() for t in model.state_dict().values() if isinstance(t, Tensor))
+    data = f"{path.name}.{uuid.uuid4().hex[:8]}.data" if size > INLINE_LIMIT else None
+    inputs = tuple(str(i.name) for i in program.model.graph.inputs)
+    outputs = tuple(str(o.name) for o in program.model.graph.outputs)
+    parent = path.absolute().parent
+    while not parent.exists():
+        parent = parent.parent
+    with TemporaryDirectory(prefix=".prunus-onnx-", dir=parent) as folder:
+        file = Path(folder) / path.name
+        importlib.import_module("onnx_ir").save(program.model, file, external_data=data)
+        try:
+            onnx.checker.check_model(str(file), full_check=True)
+        except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+            raise VerificationError(f"what PyTorch wrote is not valid ONNX: {error}") from error
+        found, reason = _run(file, inputs, args, kwargs)
+        apart = None if found is None else _compared(expected, found, tol)
+        _place(file, path, data)
+    version = int(program.model.opset_imports.get("", 0))
+    return Exported(path, None if data is None else path.with_name(data), version, inputs, outputs, apart, reason)
+
+
+def _translated(
+    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], opset: int | None, dynamic_shapes: Any
+) -> Any:
+    """PyTorch's ONNX program of the model."""
+    with warnings.catch_warnings():
+        # What torch and onnxscript say to each other's developers.
+        warnings.simplefilter("ignore")
+        try:
+            return torch.onnx.export(
+                model,
+                args,
+                kwargs=kwargs,
+                opset_version=opset,
+                dynamic_shapes=dynamic_shapes,
+                dynamo=True,
+                verbose=False,
+            )
+        except torch.onnx.OnnxExporterError as error:
+            cause = error.__cause__ or error
+            first = str(cause).strip().partition("\n")[0]
+            raise StructureError(
+                f"PyTorch cannot export this {type(model).__name__} to ONNX: {type(cause).__name__}: {first}. "
+                "Its dense form has the same limits; torch.export.export on it shows where"
+            ) from error
+
+
+def _run(
+    file: Path, names: tuple[str, ...], args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> tuple[list[Tensor] | None, str]:
+    """The outputs that ONNX Runtime computes from the example; or None and why not."""
+    try:
+        runtime = importlib.import_module("onnxruntime")
+        raised = importlib.import_module("onnxruntime.capi.onnxruntime_pybind11_state")
+    except ModuleNotFoundError:
+        return None, "onnxruntime is not installed: pip install 'prunus[onnx]'"
+    leaves = list(tensors_in((args, dict(kwargs))))
+    named = {n: t for n, t in kwargs.items() if isinstance(t, Tensor)}
+    if set(named) != set(names):
+        if len(leaves) != len(names):
+            return None, f"the graph takes {len(names)} inputs and the example has {len(leaves)}"
+        named = dict(zip(names, leaves, strict=True))
+    if any(t.dtype == torch.bfloat16 for t in leaves):
+        return None, "ONNX Runtime takes no bfloat16 from Python"
+    options = runtime.SessionOptions()
+    options.log_severity_level = 4
+    try:
+        session = runtime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
+        found = session.run(None, {n: named[n].detach().cpu().numpy() for n in names})
+    except (raised.NotImplemented, raised.InvalidGraph, raised.Fail) as error:
+        return None, f"ONNX Runtime cannot run it here: {str(error).strip()}"
+    except (raised.RuntimeException, raised.InvalidArgument) as error:
+        raise VerificationError(f"the exported model does not run: {error}") from error
+    return [torch.as_tensor(value) for value in found], ""
+
+
+def _compared(expected: list[Tensor], found: list[Tensor], tol: float | None) -> float:
+    """The largest relative difference of the outputs, if it is within the tolerance of their type."""
+    if len(expected) != len(found):
+        raise VerificationError(f"the exported model has {len(found)} outputs, the model {len(expected)}")
+    apart = largest_difference([t.detach().cpu() for t in expected], found)
+    most = max((_TOLERANCE.get(t.dtype, 0.0) for t in expected), default=0.0) if tol is None else tol
+    if not apart <= most:
+        raise VerificationError(
+            f"the exported model's outputs are {apart:.1e} of their largest value apart (allowed: {most:.0e})"
+        )
+    return apart
+
+
+def _place(file: Path, path: Path, data: str | None) -> None:
+    """Put the checked file where it was asked for; weights of their own come first, under a name of their own."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if data is not None:
+            (file.parent / data).replace(path.with_name(data))
+    except OSError as error:
+        raise PrunusError(f"could not write {path}: {error.strerror or error}. What was there is unchanged") from error
+    try:
+        write_bytes(path, file.read_bytes())
+    except PrunusError:
+        if data is not None:
+            path.with_name(data).unlink(missing_ok=True)
+        raise
+    own = re.compile(re.escape(path.name) + r"\.[0-9a-f]{8}\.data")
+    for left in path.parent.iterdir():
+        if own.fullmatch(left.name) and left.name != data:
+            left.unlink(missing_ok=True)  # the weights of the file that was replaced

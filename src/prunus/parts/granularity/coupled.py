@@ -1,0 +1,58 @@
+"""Units that are coupled through the network's own structure: channels, neurons, attention heads."""
+
+import fnmatch
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Literal
+
+from torch import nn
+
+from prunus.core.errors import SpecError
+from prunus.core.groups import Group
+from prunus.core.part import Granularity, Reduce
+
+
+@dataclass(frozen=True)
+class Coupled(Granularity):
+    """Everything that can be removed exactly: channels, neurons, heads, with everything coupled to them.
+
+    Needs an example input, with which the network is traced once (`prunus.graph.trace`). Axes that cannot be made
+    smaller (inputs, outputs, operations without a rule) are not among the groups. Ranked globally, units of different
+    kinds compete with each other.
+
+    Attributes:
+        reduce: how the scores of a unit's weights become one score.
+        exclude: group or parameter names, with shell wildcards, that stay whole.
+        at_least: units every group keeps.
+        round_to: kept units are a multiple of this (and of what a kernel of the network needs).
+        kinds: the kinds of units that this granularity takes; all if empty.
+    """
+
+    reduce: Reduce = "sum"
+    exclude: tuple[str, ...] = ()
+    at_least: int = 1
+    round_to: int = 1
+    kinds: ClassVar[tuple[str, ...]] = ()
+    structure: ClassVar[Literal["unstructured", "semi-structured", "structured"]] = "structured"
+
+    def __post_init__(self) -> None:
+        if self.at_least < 1 or self.round_to < 1:
+            name = type(self).__name__
+            raise SpecError(f"{name}(at_least={self.at_least}, round_to={self.round_to}): both are at least 1")
+
+    def __call__(self, model: nn.Module, example: tuple[Any, ...] | Mapping[str, Any] | None) -> tuple[Group, ...]:
+        from prunus.graph import trace
+
+        if example is None:
+            raise SpecError("coupled units are found by running the model once: pass Task(example=...) or batches")
+        return tuple(
+            replace(g, at_least=max(g.at_least, self.at_least), multiple=math.lcm(g.multiple, self.round_to))
+            for g in trace(model, example).groups
+            if (not self.kinds or g.kind in self.kinds) and not self.excluded(g)
+        )
+
+    def excluded(self, group: Group) -> bool:
+        """Whether the user asked to leave this group, or any parameter that goes with it, alone."""
+        names = [group.name, *(m.param for m in group.members)]
+        return any(fnmatch.fnmatch(n, e) for n in names for e in self.exclude)
