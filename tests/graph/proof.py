@@ -62,15 +62,20 @@ def prove(model: nn.Module, example: Any, fraction: float = 0.4) -> tuple[Struct
     check_partition(model, structure)
     masks = some(structure, fraction)
     small, _ = compact(model, structure.groups, masks, example, verify=False)
-    tol, exact = tolerance(model, example), small
-    if tol == TIGHT and any(getattr(group, "norms", ()) for group in structure.groups):
-        # Scaled weights are rounded in their own type; the algebra is proved in float64.
-        exact, _ = compact(precise(model), structure.groups, masks, verify=False)
+    tol = tolerance(model, example)
+    exact = unrounded(model, structure, masks, small) if tol == TIGHT else small
     masked = masked_(copy.deepcopy(model), structure.groups, masks)
     assert verify(masked, exact, example, tol) <= tol
     for name, parameter in small.named_parameters():
         assert parameter.is_leaf and parameter.dtype == dict(model.named_parameters())[name].dtype
     return structure, small
+
+
+def unrounded(model: nn.Module, structure: Structure, masks: dict[str, Tensor], small: nn.Module) -> nn.Module:
+    """`small`, or where the weights of norms were scaled (and so rounded in their own type), the same in float64."""
+    if not any(getattr(group, "norms", ()) for group in structure.groups):
+        return small
+    return compact(precise(model), structure.groups, masks, verify=False)[0]
 
 
 def tolerance(model: nn.Module, example: Any) -> float:

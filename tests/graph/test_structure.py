@@ -217,6 +217,8 @@ def test_caches_that_a_forward_fills_are_left_as_they_were() -> None:
             self.calls = 0
 
         def forward(self, x: Tensor) -> Tensor:
+            if self.calls == 0:  # hooks come and go together with what says that they are there
+                self.register_forward_hook(lambda module, args, out: out * 2)
             self.calls += 1
             self.last = x
             if "scale" not in self.cache:
@@ -226,4 +228,4 @@ def test_caches_that_a_forward_fills_are_left_as_they_were() -> None:
     model = Cached()
     structure, _ = prove(model, torch.randn(2, 4))
     assert producers(structure) == {"a.weight"}
-    assert (model.cache, model.calls, hasattr(model, "last")) == ({}, 0, False)
+    assert (model.cache, model.calls, hasattr(model, "last"), len(model._forward_hooks)) == ({}, 0, False, 0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -41,8 +42,8 @@ def unwrap(model: nn.Module) -> nn.Module:
 def quiet(model: nn.Module) -> Iterator[None]:
     """Evaluation mode without gradients and without fused attention; everything is restored, whatever happens.
 
-    Attributes that the forward sets or fills (caches of tables, counters) come back too: what a dense run has cached
-    would be stale in a smaller copy.
+    Attributes that the forward sets or fills (caches of tables, counters, hooks with the flag that says that they are
+    there) come back too: what a dense run has cached would be stale in a smaller copy.
     """
     training = [(m, m.training) for m in model.modules()]
     fields = [(vars(m), _snapshot(vars(m))) for m, _ in training]
@@ -71,14 +72,14 @@ _REGISTRIES = frozenset(("_parameters", "_buffers", "_modules", "training"))
 def _snapshot(names: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
     """Every attribute, with a copy of its entries if it is a plain container."""
     kept = {k: v for k, v in names.items() if k not in _REGISTRIES}
-    return {k: (v, v.copy() if type(v) in (dict, list) else None) for k, v in kept.items()}
+    return {k: (v, v.copy() if type(v) in (dict, OrderedDict, list) else None) for k, v in kept.items()}
 
 
 def _restore_(names: dict[str, Any], before: dict[str, tuple[Any, Any]]) -> None:
     for name in [n for n in names if n not in before and n not in _REGISTRIES]:
         del names[name]
     for name, (value, entries) in before.items():
-        if type(value) is dict and value.keys() != entries.keys():
+        if type(value) in (dict, OrderedDict) and value.keys() != entries.keys():
             value.clear()
             value.update(entries)
         elif type(value) is list and len(value) != len(entries):

@@ -17,7 +17,7 @@ from prunus.core.task import as_call
 from prunus.graph import Structure, masked_, trace, verify
 from prunus.graph.flow import tensors_in
 from tests.graph.networks.entry import Network
-from tests.graph.proof import prove, some
+from tests.graph.proof import TIGHT, prove, some, tolerance, unrounded
 
 FRACTION = 0.5
 """The share of the units of every group that is removed, at random."""
@@ -104,9 +104,11 @@ def judge(network: Network) -> Verdict:
 
 def elsewhere(model: nn.Module, structure: Structure, small: nn.Module, example: Any) -> str:
     """What is wrong with the compact model on inputs that it was not traced with; empty where all is equal."""
-    masked = masked_(copy.deepcopy(model), structure.groups, some(structure, FRACTION))
+    masks = some(structure, FRACTION)
+    masked, tol = masked_(copy.deepcopy(model), structure.groups, masks), tolerance(model, example)
+    exact = unrounded(model, structure, masks, small) if tol == TIGHT else small
     try:
-        verify(masked, small, example)
+        verify(masked, exact, example, tol)
     except (VerificationError, StructureError) as error:
         return f"on inputs of another size: {line(error)}"
     return ""
@@ -139,9 +141,10 @@ def predicted(model: nn.Module, structure: Structure) -> dict[str, tuple[int, ..
     for group in structure.groups:
         keep = masks[group.name]
         for member in group.members:
-            if member.param in shapes and member.dim is not None:
+            for name in structure.aliases[member.param] if member.param in shapes else ():
+                assert member.dim is not None
                 gone = member.positions(group.units)[~keep]
-                shapes[member.param][member.dim] -= gone.numel()
+                shapes[name][member.dim] -= gone.numel()
     return {name: tuple(shape) for name, shape in shapes.items()}
 
 

@@ -196,9 +196,13 @@ def builder(name: str, options: dict[str, Any]) -> Callable[[], nn.Module]:
     return build
 
 
-def larger(size: int, prunes: tuple[str, ...], options: dict[str, Any]) -> Callable[[], Tensor] | None:
+# Attention over blocks of positions takes only images that the blocks divide.
+STEP = {"halonet26t": 256, "bat_resnext26ts": 256}
+
+
+def larger(name: str, size: int, prunes: tuple[str, ...], options: dict[str, Any]) -> Callable[[], Tensor] | None:
     """Convolutional networks take images of any size."""
-    return image(size + 32, batch=1) if prunes == CONV and "img_size" not in options else None
+    return image(size + STEP.get(name, 32), batch=1) if prunes == CONV and "img_size" not in options else None
 
 
 NETWORKS = [
@@ -207,7 +211,7 @@ NETWORKS = [
         "timm",
         builder(name, options),
         image(size),
-        larger(size, prunes, options),
+        larger(name, size, prunes, options),
         prunes,
         fast=name in FAST,
     )
