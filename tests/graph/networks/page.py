@@ -25,7 +25,8 @@ OPENING = """\
 
 For each network: it is built with random weights and traced; half of the units of every group are removed at random;
 the compact model must compute in float64 what the masked model computes, within 1e-9 of its largest output (in float32,
-within 1e-4, where a kernel of the network does not exist in float64); its parameters and multiply-accumulates must be what the groups predict, to the unit; and one training step must run with
+within 1e-4, where a kernel of the network does not exist in float64); its parameters and multiply-accumulates must be
+what the groups predict, to the unit; and one training step must run with
 finite gradients. `make networks` repeats all of it.
 
 "Equal" means all of this held. "Refused" means that nothing could be removed, and the reason was given. "Stays whole"
