@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from prunus.core.errors import DataError
 from prunus.graph import Structure, compact, masked_, trace, verify
+from prunus.graph.running import computed
 from prunus.graph.verify import NARROW, outputs, precise, typed
 
 TIGHT = 1e-9
@@ -64,7 +65,7 @@ def prove(model: nn.Module, example: Any, fraction: float = 0.4) -> tuple[Struct
     small, _ = compact(model, structure.groups, masks, example, verify=False)
     tol = tolerance(model, example)
     exact = unrounded(model, structure, masks, small) if tol == TIGHT else small
-    masked = masked_(copy.deepcopy(model), structure.groups, masks)
+    masked = masked_(copy.deepcopy(model, computed(model)), structure.groups, masks)
     assert verify(masked, exact, example, tol) <= tol
     for name, parameter in small.named_parameters():
         assert parameter.is_leaf and parameter.dtype == dict(model.named_parameters())[name].dtype

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+import prunus
 from prunus.graph import compact, trace
 from prunus.lab import zoo
 from tests.graph.proof import prove, some
@@ -90,3 +91,15 @@ def test_einops() -> None:
     structure, small = prove(nn.Sequential(Attention(), Attention()), torch.randn(2, 7, 16))
     assert [(g.kind, g.units) for g in structure.groups if g.kind == "head"] == [("head", 4), ("head", 4)]
     assert small[0].heads == small[1].heads == 2
+
+
+def test_weights_that_a_hook_computes_can_be_pruned_by_a_recipe() -> None:
+    torch.manual_seed(0)
+    with pytest.warns(FutureWarning):
+        first = nn.utils.weight_norm(nn.Linear(8, 12))
+    model = nn.Sequential(first, nn.ReLU(), nn.Linear(12, 3))
+    x = torch.randn(2, 8)
+    result = prunus.prune(model, prunus.Task(example=(x,)), "l1_filter", sparsity=0.5)
+    small = result.compact()
+    assert small[2].weight.shape == (3, 6)
+    assert first.weight_v.shape == (12, 8)

@@ -17,7 +17,8 @@ NUMPY_DTYPES = (torch.float32, torch.float64)
 def parameter_masks(
     groups: Iterable[Group], masks: Masks, parameters: Mapping[str, Tensor], roles: tuple[Role, ...] | None = None
 ) -> dict[str, Tensor]:
-    """Parameter name -> bool mask of its shape (True = keep), every member of every removed unit included.
+    """Parameter name -> bool mask of its shape (True = keep), every member of every removed unit included but
+    those of the role `other`.
 
     roles: only members that play one of these (soft pruning zeroes what produces a unit and leaves its consumers
     alone, or no gradient would ever bring it back). A view of the group's mask where a parameter belongs to one group
@@ -29,7 +30,8 @@ def parameter_masks(
         if keep is None:
             continue
         for member in group.members:
-            if member.buffer or (roles is not None and member.role not in roles):
+            # What is neither scored nor a factor or summand of the unit stays: a direction of weight norm has no zero.
+            if member.buffer or member.role == "other" or (roles is not None and member.role not in roles):
                 continue
             one = group.spread(member, keep, parameters[member.param].shape)
             found[member.param] = found[member.param] & one if member.param in found else one

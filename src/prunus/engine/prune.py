@@ -52,7 +52,9 @@ def prune(
     Errors: `SpecError`, `BudgetError`, `WeightsError`, `DataError`, `StructureError`, all before anything is changed.
     """
     source = unwrap(model)
-    pruned = copy.deepcopy(source)
+    from prunus.graph.running import computed
+
+    pruned = copy.deepcopy(source, computed(source))
     task = resolve_task(task)
     session = Session(pruned, recipe, task, budget, steps=steps, seed=seed, sparsity=sparsity)
     if steps == 0:

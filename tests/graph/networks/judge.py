@@ -16,6 +16,7 @@ from prunus.core.errors import DataError, StructureError, VerificationError
 from prunus.core.task import as_call
 from prunus.graph import Structure, masked_, trace, verify
 from prunus.graph.flow import tensors_in
+from prunus.graph.running import computed
 from tests.graph.networks.entry import Network
 from tests.graph.proof import TIGHT, prove, some, tolerance, unrounded
 
@@ -105,7 +106,7 @@ def judge(network: Network) -> Verdict:
 def elsewhere(model: nn.Module, structure: Structure, small: nn.Module, example: Any) -> str:
     """What is wrong with the compact model on inputs that it was not traced with; empty where all is equal."""
     masks = some(structure, FRACTION)
-    masked, tol = masked_(copy.deepcopy(model), structure.groups, masks), tolerance(model, example)
+    masked, tol = masked_(copy.deepcopy(model, computed(model)), structure.groups, masks), tolerance(model, example)
     exact = unrounded(model, structure, masks, small) if tol == TIGHT else small
     try:
         verify(masked, exact, example, tol)
