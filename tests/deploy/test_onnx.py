@@ -136,6 +136,22 @@ def test_networks_of_the_zoo_export(name: str, tmp_path: Path) -> None:
     check(tmp_path / "model.onnx", small(model, images), images)
 
 
+def test_mixtures_of_experts_export(tmp_path: Path) -> None:
+    """Their grouped products, for which ONNX has no operator, become batched ones for the time of the export."""
+    transformers: Any = pytest.importorskip("transformers")
+    torch.manual_seed(0)
+    config = transformers.Qwen3MoeConfig(
+        hidden_size=32, num_hidden_layers=1, num_attention_heads=4, num_key_value_heads=2, head_dim=8, num_experts=4,
+        num_experts_per_tok=2, moe_intermediate_size=24, intermediate_size=48, vocab_size=50, use_cache=False,
+        pad_token_id=0, bos_token_id=1, eos_token_id=2,
+    )  # fmt: skip
+    model, example = transformers.Qwen3MoeForCausalLM(config), {"input_ids": torch.arange(10).view(2, 5)}
+    before = model.get_experts_implementation()
+    compacted = small(model, example)
+    check(tmp_path / "model.onnx", compacted, example)
+    assert compacted.get_experts_implementation() == before == {"": "grouped_mm"}
+
+
 def test_axes_may_vary(tmp_path: Path) -> None:
     runtime = pytest.importorskip("onnxruntime")
     model = small(Residual(), pixels())

@@ -115,9 +115,9 @@ NORMS = [
     vision("GroupNorm of single channels", lambda s, y: s.n(y), n=lambda: nn.GroupNorm(8, 8)),
     vision("LayerNorm over space", lambda s, y: s.n(y), n=lambda: nn.LayerNorm([8, 8])),
     vision("LayerNorm over all", lambda s, y: s.n(y), (), A, "statistics", n=lambda: nn.LayerNorm([8, 8, 8])),
-    text("RMSNorm by hand", lambda s, y: y * torch.rsqrt(y.pow(2).mean(-1, keepdim=True) + 1e-6), (), A, "reduces"),
-    vision("global response norm", lambda s, y: s.n(y), (), A, "reduces", n=lambda: ResponseNorm(8)),
-    text("cosine similarity", lambda s, y: y * F.cosine_similarity(y, y.roll(1, 1), dim=-1)[..., None], (), A),
+    text("RMSNorm by hand", lambda s, y: y * torch.rsqrt(y.pow(2).mean(-1, keepdim=True) + 1e-6), (), A, "averages"),
+    vision("global response norm", lambda s, y: s.n(y), (), A, "averages", n=lambda: ResponseNorm(8)),
+    text("cosine similarity", lambda s, y: y * F.cosine_similarity(y, y.roll(1, 1), dim=-1)[..., None]),
     vision("divisive norm over space", lambda s, y: y / (1e-3 + y.abs().mean((2, 3), keepdim=True))),
     text("standardized over time", lambda s, y: (y - y.mean(1, keepdim=True)) / (y.std(1, keepdim=True) + 1)),
 ]
@@ -234,9 +234,9 @@ REDUCTIONS = [
     text("sorted over time", lambda s, y: y.sort(1).values),
     text("sorted over features", lambda s, y: y.sort(-1).values, (), A, "mixes"),
     text("median over features", lambda s, y: y * y.median(-1, keepdim=True).values, (), A),
-    text("standard deviation over features", lambda s, y: y / y.std(-1, keepdim=True), (), A, "reduces"),
-    text("sum over features", lambda s, y: y * y.sum(-1, keepdim=True), (), A, "reduces"),
-    text("norm over features", lambda s, y: y / (1 + y.norm(dim=-1, keepdim=True)), (), A, "reduces"),
+    text("standard deviation over features", lambda s, y: y / y.std(-1, keepdim=True), (), A, "averages"),
+    text("sum over features", lambda s, y: y * y.sum(-1, keepdim=True)),
+    text("norm over features", lambda s, y: y / (1 + y.norm(dim=-1, keepdim=True))),
     text("largest feature", lambda s, y: y * (y.argmax(-1, keepdim=True) + 1), (), A),
     vision(
         "squeeze-excite by vectors",
@@ -250,7 +250,7 @@ REDUCTIONS = [
         lambda s, y: y * torch.sigmoid(s.b(y.mean((2, 3)).unsqueeze(1))).transpose(1, 2).unsqueeze(-1),
         (),
         A,
-        "space",
+        "slides",
         b=lambda: nn.Conv1d(1, 1, 3, padding=1, bias=False),
     ),
     vision(
@@ -258,7 +258,7 @@ REDUCTIONS = [
         lambda s, y: y * torch.sigmoid(s.b(torch.cat([y.mean(1, keepdim=True), y.amax(1, keepdim=True)], 1))),
         (),
         A,
-        "reduces",
+        "averages",
         b=lambda: nn.Conv2d(2, 1, 3, padding=1),
     ),
     vision(

@@ -175,8 +175,8 @@ MOVES: list[Case] = [
         "normalize",
         lambda: Net(lambda s, x: head(s, F.normalize(s.a(x), dim=1)), a=conv(3, 8), fc=nn.Linear(8, 4)),
         image(),
-        (),
         ("a.weight",),
+        ("fc.weight",),
     ),
     Case(
         "channel count in code",
@@ -208,8 +208,7 @@ MOVES: list[Case] = [
         "channel index",
         lambda: Net(lambda s, x: head(s, s.b(s.a(x)[:, [0, 2, 5]])), a=conv(3, 8), b=conv(3, 6), fc=nn.Linear(6, 4)),
         image(),
-        ("b.weight",),
-        ("a.weight",),
+        ("a.weight", "b.weight"),
     ),
     Case(
         "select channel",
@@ -349,6 +348,39 @@ MOVES: list[Case] = [
         lambda: torch.randint(0, 20, (2, 5)),
         ("e.weight", "a.weight"),
         ("b.weight",),
+    ),
+    Case(
+        "pooled to one pixel, channels last",
+        lambda: Net(
+            lambda s, x: s.fc(F.adaptive_avg_pool2d(s.a(x.to(memory_format=torch.channels_last)), 1).flatten(1)),
+            a=conv(3, 8),
+            fc=nn.Linear(8, 4),
+        ),
+        image(),
+        ("a.weight",),
+        ("fc.weight",),
+    ),
+    Case(
+        "one position of which only the shape is used",
+        lambda: Net(
+            lambda s, x: s.b(F.relu(y := s.a(x)) * (1 + y[:, :, -1].shape[1])),
+            a=nn.Linear(8, 12),
+            b=nn.Linear(12, 4),
+        ),
+        tokens(),
+        ("a.weight",),
+        ("b.weight",),
+    ),
+    Case(
+        "one position that is used",
+        lambda: Net(
+            lambda s, x: s.b(F.relu(y := s.a(x))) * y[:, :, -1].unsqueeze(-1),
+            a=nn.Linear(8, 12),
+            b=nn.Linear(12, 4),
+        ),
+        tokens(),
+        (),
+        ("a.weight", "b.weight"),
     ),
     Case(
         "conv1d and conv3d",

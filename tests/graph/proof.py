@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from prunus.core.errors import DataError
 from prunus.graph import Structure, compact, masked_, trace, verify
 from prunus.graph.running import computed
-from prunus.graph.verify import NARROW, outputs, precise, typed
+from prunus.graph.verify import NARROW, outputs, precise, reference, typed
 
 TIGHT = 1e-9
 
@@ -56,17 +56,20 @@ def check_partition(model: nn.Module, structure: Structure) -> None:
             taken |= set(own)
 
 
-def prove(model: nn.Module, example: Any, fraction: float = 0.4) -> tuple[Structure, nn.Module]:
-    """Trace, remove random units of every group, and assert that compact equals masked in float64."""
+def prove(model: nn.Module, example: Any, fraction: float = 0.4, exact: bool = True) -> tuple[Structure, nn.Module]:
+    """Trace, remove random units of every group, and assert that compact equals masked in float64.
+
+    Unless `exact`, the masked model is run with the statistics of its normalizations taken over what is kept.
+    """
     model = disturb(model).eval()
-    structure = trace(model, example)
+    structure = trace(model, example, exact=exact)
     check_partition(model, structure)
     masks = some(structure, fraction)
     small, _ = compact(model, structure.groups, masks, example, verify=False)
     tol = tolerance(model, example)
-    exact = unrounded(model, structure, masks, small) if tol == TIGHT else small
+    unscaled = unrounded(model, structure, masks, small) if tol == TIGHT else small
     masked = masked_(copy.deepcopy(model, computed(model)), structure.groups, masks)
-    assert verify(masked, exact, example, tol) <= tol
+    assert verify(reference(masked, structure.groups, masks), unscaled, example, tol) <= tol
     for name, parameter in small.named_parameters():
         assert parameter.is_leaf and parameter.dtype == dict(model.named_parameters())[name].dtype
     return structure, small

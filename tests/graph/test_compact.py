@@ -177,6 +177,14 @@ def test_replay_checks_before_it_changes() -> None:
         Edit.from_dict({"target": "a", "os.system": 1})
 
 
+def test_numbers_are_not_equal_to_no_numbers() -> None:
+    net = nn.Linear(3, 2)
+    broken = copy.deepcopy(net)
+    broken.bias.data.fill_(torch.nan)
+    with pytest.raises(VerificationError):
+        verify(net, broken, torch.randn(2, 3))
+
+
 def test_a_model_that_runs_in_float32_only() -> None:
     class Narrow(nn.Module):
         def forward(self, x: Tensor) -> Tensor:

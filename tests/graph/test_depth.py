@@ -19,7 +19,7 @@ import prunus
 from prunus import methods
 from prunus.core.errors import SpecError, StructureError
 from prunus.graph import Edit, compact, compact_optimizer, masked_, replay_, trace, verify
-from prunus.graph.depth import Blocks, blocks
+from prunus.graph.depth.blocks import Blocks, blocks
 from prunus.lab.zoo.resnet import resnet14, resnet20
 from prunus.parts.allocation import GlobalRanking
 from prunus.parts.granularity import Block
@@ -286,6 +286,18 @@ def test_lists_that_are_gone_through_together(indexed: bool) -> None:
     assert {m.param for m in group.members if m.unit == 1} >= {"norms.1.running_var", "convs.1.weight"}
     assert [len(small.norms), len(small.convs), len(small.acts), small.num_layers] == [2, 2, 2, 2]
     assert not any(n.startswith(("norms", "convs")) for n in found.refused)
+
+
+def test_lists_with_holes() -> None:
+    def forward(s: Any, x: Tensor) -> Tensor:
+        for layer, extra in zip(s.layers, s.extras, strict=True):
+            x = layer(x) if extra is None else extra(layer(x))
+        return s.head(x)
+
+    layers, extras = nn.ModuleList(Residual(6) for _ in range(3)), nn.ModuleList([nn.Linear(6, 6), nn.Linear(6, 6)])
+    extras.append(None)
+    found = blocks(Net(forward, layers=layers, extras=extras, head=nn.Linear(6, 2)), torch.randn(2, 6))
+    assert [(g.names, g.replaced) for g in found.groups] == [(("layers.0", "layers.1", "layers.2"), True)]
 
 
 class Branches(nn.Module):

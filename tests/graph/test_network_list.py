@@ -12,7 +12,6 @@ import torch
 from torch import Tensor, nn
 
 from tests.graph.networks import judge as judging
-from tests.graph.networks import page
 from tests.graph.networks.catalog import BY_NAME, NETWORKS
 from tests.graph.networks.entry import Network, words
 from tests.graph.networks.judge import OUTCOMES, Verdict, judge
@@ -112,7 +111,7 @@ def test_convolutional_networks_shrink_to_the_unit() -> None:
 def test_the_page_shows_the_results() -> None:
     from tests.graph import sweep
 
-    assert sweep.PAGE.read_text(encoding="utf-8") == page.markdown(NETWORKS, results()), "make networks ARGS=--markdown"
+    assert sweep.PAGE.read_text(encoding="utf-8") == sweep.markdown(), "make networks ARGS=--markdown"
 
 
 # The judge and the runner themselves

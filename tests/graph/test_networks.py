@@ -54,7 +54,9 @@ def test_torchvision(name: str) -> None:
     structure, _ = prove(model, torch.randn(2, 3, size, size))
     assert structure.groups
     if not name.startswith(("convnext", "swin", "shufflenet")):
-        assert reasons(structure) == ONLY_HEAD, structure.frozen
+        # The auxiliary classifier of Inception runs in training only, and on larger images only.
+        idle = {"the example does not use it"} if name == "inception_v3" else set()
+        assert reasons(structure) == ONLY_HEAD | idle, structure.frozen
 
 
 TIMM = {

@@ -49,6 +49,30 @@ class Stream(nn.Module):
         return self.head(self.norm(x + self.down(self.up(self.norm(x)).relu())))
 
 
+class Tokens(nn.Module):
+    """Learned tokens: one joined to the others, one in the place of those that are hidden."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.norm, self.head = nn.Linear(4, 10), nn.RMSNorm(10), nn.Linear(10, 3)
+        self.first, self.hidden = nn.Parameter(torch.randn(1, 1, 10)), nn.Parameter(torch.randn(10))
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens = torch.where(x[..., :1] > 0, self.embed(x), self.hidden)
+        tokens = torch.cat([self.first.expand(len(x), -1, -1), tokens], 1)
+        return self.head(self.norm(tokens))
+
+
+def test_learned_tokens_are_masked() -> None:
+    torch.manual_seed(0)
+    structure, _ = prove(Tokens(), torch.randn(2, 5, 4))
+    (group,) = structure.groups
+    assert {m.param: m.role for m in group.members if m.param in ("first", "hidden")} == {
+        "first": "bias",
+        "hidden": "bias",
+    }
+
+
 IDS = torch.randint(0, 11, (2, 5), generator=torch.Generator().manual_seed(0))
 NORMS = {
     "nn.RMSNorm": lambda: nn.RMSNorm(10, eps=1e-3),

@@ -136,3 +136,23 @@ def test_attributes_come_back() -> None:
     assert type(model.heads) is int
     assert model.both == (4, 6)
     assert all(type(v) is int for v in model.both)
+
+
+def test_the_number_of_groups_that_a_module_keeps_is_repaired() -> None:
+    class Deep(nn.Module):
+        """Channels convolved one by one and normalized in pairs, with numbers of groups under names of their own."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.width, self.pairs = 8, 4
+            self.a, self.b = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 2, 1)
+            self.kernel, self.scale = nn.Parameter(torch.randn(8, 1, 3, 3)), nn.Parameter(torch.randn(8))
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = nn.functional.conv2d(self.a(x), self.kernel, groups=self.width)
+            out: Tensor = self.b(nn.functional.group_norm(y, self.pairs, self.scale))
+            return out
+
+    structure, small = prove(Deep(), torch.randn(2, 3, 6, 6))
+    assert [(g.kind, g.units) for g in structure.groups] == [("channel", 4)]
+    assert (small.width, small.pairs) == (4, 2)

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
 
-from prunus.graph import rules_contract, rules_index, rules_recurrent
+from prunus.graph import rules, trace
 from prunus.graph.flow import Flow
 from prunus.graph.running import call, quiet
 from prunus.graph.unseen import tie_unseen
 from tests.graph.constructs_recurrent import recurrent
 
-assert rules_contract and rules_index and rules_recurrent
+assert rules
 
 
 class Routed(nn.Module):
@@ -74,3 +76,22 @@ def test_projection() -> None:
     tie_unseen(flow)
     assert labels(flow, model.r.weight_hr_l0, 0) == labels(flow, model.r.weight_hh_l0, 1)
     assert labels(flow, model.r.weight_hh_l0, 0) == labels(flow, model.r.weight_hr_l0, 1) * 4
+
+
+class Supervised(nn.Module):
+    """Deep supervision: a side head is always computed, and returned in training only."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.head, self.side = (nn.Linear(i, o) for i, o in ((4, 8), (8, 8), (8, 3), (8, 3)))
+
+    def forward(self, x: Tensor) -> Any:
+        y = self.a(x).relu()
+        side, out = self.side(y), self.head(self.b(y).relu())
+        return (out, side) if self.training else out
+
+
+def test_what_only_training_reads_keeps_its_shape() -> None:
+    structure = trace(Supervised(), torch.randn(2, 4))
+    assert [g.name for g in structure.groups] == ["a", "b"]
+    assert structure.frozen["side.weight"] == "an output of the model"

@@ -109,11 +109,16 @@ class Built:
 
 def options_of(classes: int | None, width: float | None, more: list[str] | None) -> dict[str, Any]:
     """The network's options that the command line gave; numbers, true and false are read as such."""
-    found: dict[str, Any] = {"num_classes": classes, "width": width}
-    for text in more or []:
+    return {"num_classes": classes, "width": width, **values_of(more, "--option", "stem_stride=2")}
+
+
+def values_of(texts: list[str] | None, flag: str, such_as: str) -> dict[str, Any]:
+    """The values of a repeated NAME=VALUE; numbers, lists, true and false are read as such."""
+    found: dict[str, Any] = {}
+    for text in texts or []:
         name, equals, value = text.partition("=")
         if not equals or not name.isidentifier():
-            raise SpecError(f"--option {text}: write NAME=VALUE, such as --option stem_stride=2")
+            raise SpecError(f"{flag} {text}: write NAME=VALUE, such as {flag} {such_as}")
         try:
             found[name] = json.loads(value)
         except ValueError:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from prunus.cli.networks import Checkpoint, Network, Options, Width, budget_from, options_of
+from prunus.cli.networks import Checkpoint, Network, Options, Width, budget_from, options_of, values_of
 from prunus.cli.output import DryRun, Json, Seed, console, emit, progress, say, told_warnings
 from prunus.cli.setting import (
     UNTRAINED,
@@ -35,6 +35,18 @@ Bytes = Annotated[float | None, typer.Option("--bytes", help="Fraction of the st
 Latency = Annotated[
     float | None, typer.Option("--latency", help="Fraction of the dense latency to keep, measured here, (0, 1].")
 ]
+Unit = Annotated[
+    str | None,
+    typer.Option("--unit", "-u", help="What one unit is, in place of the method's: channel, head, width, block, ..."),
+]
+UnitOptions = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--unit-option",
+        metavar="NAME=VALUE",
+        help="An option of the unit: round_to=8, exact=false, 'exclude=[\"head*\"]'; may be repeated.",
+    ),
+]
 Out = Annotated[Path, typer.Option("--out", "-o", help="Folder to write; an earlier one of prunus is replaced.")]
 
 
@@ -45,6 +57,8 @@ def prune(
     data: Data = None,
     root: Root = None,
     download: Download = False,
+    unit: Unit = None,
+    unit_option: UnitOptions = None,
     sparsity: Sparsity = None,
     macs: Macs = None,
     params: Params = None,
@@ -66,7 +80,7 @@ def prune(
     from prunus import methods
     from prunus.deploy.atomic import check_replaceable
 
-    recipe = methods.get(method)
+    recipe = with_unit(methods.get(method), unit, unit_option)
     budget = budget_from(recipe, sparsity, macs=macs, params=params, bytes=bytes_, latency=latency)
     check_replaceable(out)
     setup = setup_from(
@@ -119,6 +133,23 @@ def prune(
     if setup.initial is not None:
         say(UNTRAINED)
     say(f"written: {out} (in Python: prunus.load({str(out)!r}, factory)), {out / 'report.html'}")
+
+
+def with_unit(recipe: Recipe, unit: str | None, options: list[str] | None) -> Recipe:
+    """The recipe with another granularity, or other values of its own; under the same name."""
+    from dataclasses import replace
+
+    from prunus.core.part import Granularity
+
+    values = values_of(options, "--unit-option", "round_to=8")
+    if unit is None and not values:
+        return recipe
+    own = recipe.granularity.to_dict()
+    if unit is not None:
+        names = {name.lower(): name for name in Granularity.known()}
+        chosen = names.get(unit.lower(), unit)
+        own = own if chosen == own["part"] else {"part": chosen}
+    return replace(recipe, granularity=Granularity.from_dict({**own, **values}))
 
 
 def _plan(setup: Setup, recipe: Recipe, budget: Budget, steps: int, out: Path, json: bool) -> None:

@@ -91,6 +91,8 @@ def load(path: str | Path, model_factory: Callable[[], nn.Module]) -> nn.Module:
     Errors: `VerificationError` for a changed or truncated file, `SpecError` or `StructureError` for a folder or a
     factory that does not fit. Nothing in the folder is ever executed.
     """
+    if isinstance(model_factory, nn.Module):
+        raise SpecError("model_factory makes the network: pass a class or a function (`lambda: MyNet()`), no model")
     folder = Path(path)
     manifest = read_manifest(folder)
     state = _tensors(folder, WEIGHTS, manifest)

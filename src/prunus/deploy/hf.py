@@ -24,6 +24,7 @@ from prunus.deploy.files import load, save
 from prunus.deploy.hf_search import Number, built, configurations, differences, refusals, uneven
 from prunus.deploy.manifest import read_manifest
 from prunus.engine.result import Result
+from prunus.graph import Nothing
 from prunus.graph import verify as compare
 from prunus.graph.running import unwrap
 
@@ -99,7 +100,8 @@ def save_pretrained(
         raise SpecError("the saved model is compared with this one: pass example=, or verify=False")
     folder = Path(folder)
     small = unwrap(model.compact(verify=example is not None)) if isinstance(model, Result) else dense
-    reason = uneven(small, small.config)
+    branches = any(isinstance(module, Nothing) for module in small.modules())
+    reason = "single branches of layers were removed" if branches else uneven(small, small.config)
     for config in islice(configurations(small, small.config), _TRIES) if not reason else ():
         try:
             return _uniform(small, config, folder, model, example if verify else None, dense.config)

@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from prunus.core.errors import SpecError, VerificationError
 from prunus.deploy.atomic import MARK
 from prunus.graph import Edit
+from prunus.graph.depth.nothing import checked
 
 FORMAT_VERSION: Final = 1
 LIMIT = 64 << 20
@@ -48,6 +49,24 @@ class SliceRecord(_Record):
         ends = [0, *(end for span in self.keep for end in span), self.size]
         if any(a > b for a, b in pairwise(ends)) or any(a == b for a, b in self.keep):
             raise ValueError(f"{self.target}: the ranges {self.keep} are no part of an axis of {self.size}")
+        return self
+
+
+class NothingRecord(_Record):
+    """A module that was removed (`layers.3.attn.*`), and what is returned in its place."""
+
+    target: str
+    dim: Literal[0]
+    size: Size
+    keep: tuple[()]
+    new: tuple[Any, ...]
+
+    @model_validator(mode="after")
+    def _harmless(self) -> "NothingRecord":
+        try:
+            checked(self.new)
+        except SpecError as error:
+            raise ValueError(f"{self.target}: {error}") from error
         return self
 
 
@@ -106,7 +125,7 @@ class Manifest(_Record):
     torch: str
     compacted: bool
     result: dict[str, Any]
-    edits: tuple[SliceRecord | SizeRecord | EpsilonRecord, ...]
+    edits: tuple[SliceRecord | NothingRecord | SizeRecord | EpsilonRecord, ...]
     aliases: dict[str, str]
     masks: dict[str, tuple[Size, ...]]
     files: dict[Literal["model.safetensors", "masks.safetensors"], FileRecord]

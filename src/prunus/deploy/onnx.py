@@ -7,7 +7,8 @@ import inspect
 import re
 import uuid
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -67,7 +68,7 @@ def export_onnx(
     Args:
         model: any module, compact or not; it is not changed.
         example: an input. A transformers model is exported without its key-value cache, unless the example says
-            `use_cache`.
+            `use_cache`, and its experts as batched products where PyTorch cannot translate grouped ones.
         path: the file. What is there is replaced in one step, once everything was checked. Weights of more than 1 GiB
             lie in `<name>.<digits>.data` beside it.
         opset: the version of ONNX's operators; left out, what PyTorch prefers.
@@ -96,7 +97,13 @@ def export_onnx(
         args, kwargs = (), {**parameters.bind_partial(*args).arguments, **kwargs, "use_cache": False}
     with quiet(model):
         expected = list(tensors_in(call(model, kwargs or args)))
-        program = _translated(model, args, kwargs, opset, dynamic_shapes)
+        try:
+            program = _translated(model, args, kwargs, opset, dynamic_shapes)
+        except StructureError:
+            with _batched_experts(model) as others:
+                if not others:
+                    raise
+                program = _translated(model, args, kwargs, opset, dynamic_shapes)
     size = sum(t.numel() * t.element_size() for t in model.state_dict().values() if isinstance(t, Tensor))
     data = f"{path.name}.{uuid.uuid4().hex[:8]}.data" if size > INLINE_LIMIT else None
     inputs = tuple(str(i.name) for i in program.model.graph.inputs)
@@ -116,6 +123,28 @@ def export_onnx(
         _place(file, path, data)
     version = int(program.model.opset_imports.get("", 0))
     return Exported(path, None if data is None else path.with_name(data), version, inputs, outputs, apart, reason)
+
+
+@contextmanager
+def _batched_experts(model: nn.Module) -> Iterator[bool]:
+    """Experts of a transformers model as batched products; whether that is another form than the one they have.
+
+    By default they run as grouped products, for which ONNX has no operator. Both forms compute the same.
+    """
+    read, write = (getattr(model, f"{verb}_experts_implementation", None) for verb in ("get", "set"))
+    before = read() if callable(read) and callable(write) else {"": "batched_mm"}
+    if set(before.values()) <= {"batched_mm"} or not callable(write):
+        yield False
+        return
+    try:
+        try:
+            write("batched_mm")
+        except ValueError:  # a model without experts
+            yield False
+        else:
+            yield True
+    finally:
+        write(before)
 
 
 def _translated(

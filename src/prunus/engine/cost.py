@@ -21,7 +21,8 @@ class Cost:
 
     A parameter's multiply-accumulates are proportional to its number of elements (every element is used at as many
     positions as every other), and so are its bytes, so the cost of masks is a sum over tensors of price times elements
-    that survive: no new trace.
+    that survive: no new trace. Experts of which a token uses a fixed number are the exception: their
+    multiply-accumulates stay, whatever is removed.
 
     Attributes:
         currency: what is counted.
@@ -53,8 +54,10 @@ class Cost:
             gone = group.units - count(keep)
             if not gone:
                 continue
+            # Where tokens choose a fixed number of experts, fewer experts do the same multiply-accumulates.
+            steady = getattr(group, "steady", ()) if self.currency == "macs" else ()
             for m in group.members:
-                if m.param not in self.shapes:
+                if m.param not in self.shapes or m.param in steady:
                     continue
                 if m.unit is not None:
                     if not keep.reshape(-1)[m.unit]:

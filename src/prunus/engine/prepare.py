@@ -1,7 +1,7 @@
 """Everything that is checked before anything is changed."""
 
 import torch
-from torch import nn
+from torch import fx, nn
 
 from prunus.core.budget import Budget
 from prunus.core.errors import Problems, SpecError, StructureError, WeightsError
@@ -74,9 +74,19 @@ def find_groups(model: nn.Module, recipe: Recipe, task: Task) -> tuple[Group, ..
     if not groups:
         raise StructureError(
             f"{type(recipe.granularity).__name__} finds nothing to prune in {type(model).__name__}: "
-            f"run prunus.groups(model, example) to see why each layer was left out"
+            f"run prunus.groups(model, example) to see why each layer was left out{_elsewhere(model, recipe)}"
         )
     return groups
+
+
+def _elsewhere(model: nn.Module, recipe: Recipe) -> str:
+    """Where units may be found that the model's own class does not offer."""
+    if recipe.granularity.structure != "structured" or isinstance(model, fx.GraphModule):
+        return ""
+    return (
+        ". Where sizes are written into a forward (heads in a reshape, torch.nn.MultiheadAttention), "
+        "prunus.graph.exported(model, example) gives the same model as a graph that offers them"
+    )
 
 
 def check_weights(model: nn.Module, groups: tuple[Group, ...]) -> None:

@@ -39,6 +39,8 @@ class Result:
         example: one input, kept for compaction.
         edits: the structural changes of the last `compact`, as `prunus.save` records them.
         verified_error: the largest relative difference that the last verification found.
+        statistics_error: the largest relative difference between the compact model and the masked one as it is, where
+            normalizations forget removed positions (`Channel(exact=False)`); None where all groups are exact.
     """
 
     model: nn.Module
@@ -55,6 +57,7 @@ class Result:
     example: Example | None = None
     edits: tuple[Any, ...] = field(default=(), repr=False)
     verified_error: float | None = None
+    statistics_error: float | None = None
 
     @property
     def sparsity(self) -> float:
@@ -106,6 +109,8 @@ class Result:
             self.verified_error = graph.prove_compact(
                 self.model, self.groups, self.unit_masks, small, edits, self.example
             )
+            if any(getattr(group, "statistics", ()) for group in self.groups):
+                self.statistics_error = graph.verify(self.model, small, self.example, tol=float("inf"))
         if optimizer is not None:
             graph.compact_optimizer_(optimizer, self.model, small, edits)
         self.edits = edits

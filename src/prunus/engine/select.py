@@ -91,7 +91,7 @@ def warn_too_small(groups: tuple[Group, ...]) -> None:
 
 def collapsed(masks: Masks, was: Mapping[str, Tensor] | None = None, groups: tuple[Group, ...] = ()) -> tuple[str, ...]:
     """The groups of which nothing is left (and something was before); blocks may all go, other entries stay."""
-    blocks = {g.name for g in groups if g.kind == "block"}
+    blocks = {g.name for g in groups if g.kind in ("block", "branch")}
     return tuple(
         n
         for n, m in masks.items()

@@ -20,7 +20,8 @@ Plane = Int[Tensor, "..."]
 
 @dataclass(frozen=True)
 class Axis:
-    """One axis of a parameter, a buffer, or (`dim` is None) of a size that a module keeps as a plain integer."""
+    """One axis of a parameter, a buffer, (`dim` is None) of a size that a module keeps as a plain integer, or (-1) of a
+    length that only the forward knows."""
 
     name: str
     dim: int | None
@@ -90,6 +91,15 @@ class Atoms:
     def freeze(self, plane: Plane, reason: str) -> None:
         """No atom of this plane may be removed."""
         self._new_frozen.append((plane, self._place(reason)))
+
+    @property
+    def noted(self) -> int:
+        """How many planes were frozen since the last `solve`."""
+        return len(self._new_frozen)
+
+    def since(self, noted: int) -> str | None:
+        """The first reason for freezing after so many."""
+        return self.reasons[self._new_frozen[noted][1]] if len(self._new_frozen) > noted else None
 
     def _place(self, reason: str) -> int:
         if not self.reasons or self.reasons[-1] != reason:
@@ -240,6 +250,23 @@ def overlap(a: Plane, b: Plane) -> int:
 
 
 def match(plane: Plane, others: Sequence[Plane]) -> int | None:
-    """Which of `others` speaks of the same axes as `plane`: most common axes, then most elements."""
-    best = max(range(len(others)), key=lambda i: (overlap(plane, others[i]), others[i].numel()), default=None)
-    return None if best is None or overlap(plane, others[best]) == 0 else best
+    """Which of `others` speaks of the same axes as `plane`: most common axes, then equal form, then most elements."""
+    common = [overlap(plane, other) for other in others]
+    if (most := max(common, default=0)) == 0:
+        return None
+    best = [i for i, count in enumerate(common) if count == most]
+    if len(best) > 1:
+        best = [i for i in best if alike(plane, others[i])] or best
+    return max(best, key=lambda i: others[i].numel())
+
+
+def alike(a: Plane, b: Plane) -> bool:
+    """Whether the atoms of both repeat in the same way: which of two planes along one flattened axis is which."""
+    return a.shape == b.shape and torch.equal(_form(a), _form(b))
+
+
+def _form(plane: Plane) -> Int[Tensor, "elements"]:
+    """For each element the first element with the same atom."""
+    atoms, which = torch.unique(plane.reshape(-1), return_inverse=True)
+    places = torch.arange(which.numel())
+    return torch.full_like(atoms, which.numel()).scatter_reduce_(0, which, places, "amin")[which]

@@ -1,7 +1,7 @@
 """Make a pruned model physically smaller, as a list of edits that can be replayed on a fresh instance.
 
 Parameters and buffers are sliced; the integers in which modules repeat those sizes are repaired (`repair.py`); whole
-blocks are dropped last (`depth_drop.py`), so every edit names things as they are in the dense model. The model that is
+blocks are dropped last (`depth/drop.py`), so every edit names things as they are in the dense model. The model that is
 passed in is never changed.
 """
 
@@ -20,11 +20,12 @@ from torch import Tensor, nn
 from prunus.core.errors import Problems, SpecError, StructureError
 from prunus.core.groups import Group, Member
 from prunus.core.task import Example
-from prunus.graph.depth_drop import CONTAINERS, BlockGroup, container_of, drop_, drops, entries_of
+from prunus.graph.depth.drop import CONTAINERS, BlockGroup, container_of, drop_, drops, entries_of, unshare_
+from prunus.graph.mixture.group import ExpertGroup, recount
 from prunus.graph.norms import put_right_
 from prunus.graph.repair import read, repairs, shapes_of, write_
 from prunus.graph.running import computed, unwrap
-from prunus.graph.verify import masked_, precise, prove
+from prunus.graph.verify import masked_, precise, prove, reference
 
 
 @dataclass(frozen=True)
@@ -33,12 +34,13 @@ class Edit:
 
     Attributes:
         target: a parameter or buffer (`layer1.0.conv1.weight`), an attribute of a module (`layer1.0.conv1.groups`), or
-            the entries of a container (`layer1.*`), by the names that the dense model has.
+            the entries of a container (`layer1.*`), by the names that the dense model has. A module of which no entry
+            is left becomes an `nn.Identity`.
         dim: the sliced axis (0 for entries); None for an attribute.
         size: the length of that axis, or the number of entries, before.
         keep: half-open ranges of positions along it that stay.
         old: the attribute's value before.
-        new: the attribute's value after.
+        new: the attribute's value after; of a module that is replaced, what `Nothing` returns in its place.
     """
 
     target: str
@@ -51,7 +53,7 @@ class Edit:
     def to_dict(self) -> dict[str, Any]:
         """Plain lists, numbers and strings."""
         fields = ("target", "dim", "size", "keep") if self.dim is not None else ("target", "old", "new")
-        plain = {k: v for k, v in asdict(self).items() if k in fields}
+        plain = {k: v for k, v in asdict(self).items() if k in fields or (k == "new" and v is not None)}
         return {k: _listed(v) for k, v in plain.items()}
 
     @classmethod
@@ -98,7 +100,7 @@ def compact(
     norms = [n for g in groups if g.name in masks for n in getattr(g, "norms", ())]
     changed = put_right_(small, dict(inner.named_parameters(remove_duplicate=False)), norms)
     edits = (*edits, *(Edit(target, old=old, new=new) for target, old, new in changed))
-    drop_(small, {edit.target: edit.positions().tolist() for edit in dropped})
+    drop_(small, *_kept(dropped))
     if verify and example is not None:
         prove_compact(inner, groups, masks, small, edits, example)
     return small, edits
@@ -124,7 +126,8 @@ def prove_compact(
 
     def both(wide: bool) -> tuple[nn.Module, nn.Module]:
         masked = masked_(precise(inner, wide), groups, masks)
-        return masked, compact(masked, groups, masks, verify=False)[0] if rounded else precise(small, wide)
+        other = compact(masked, groups, masks, verify=False)[0] if rounded else precise(small, wide)
+        return reference(masked, groups, masks), other
 
     return prove(both, example)
 
@@ -145,7 +148,7 @@ def slice_edits(
         mask = _checked(group, masks[group.name], problems)
         if mask is None:
             continue
-        for member in () if isinstance(group, BlockGroup) else group.members:
+        for member in (m for m in group.members if m.unit is None):
             tensor = tensors.get(member.param)
             if tensor is None or member.dim is None or member.dim >= tensor.dim():
                 problems.add(f"group {group.name!r}: the model has no axis {member.dim} of {member.param!r}")
@@ -166,8 +169,11 @@ def _drop_edits(
         if isinstance(group, BlockGroup) and group.name in masks:
             mask = masks[group.name].cpu().reshape(-1)
             if group.replaced:
-                away = [entries_of(n) for n, stays in zip(group.names, mask.tolist(), strict=True) if not stays]
-                edits += [Edit(target, 0, len(container_of(model, target)._modules)) for target in away]
+                units = group.instead or tuple(((name, None),) for name in group.names)
+                away = [part for unit, stays in zip(units, mask.tolist(), strict=True) if not stays for part in unit]
+                for name, new in away:
+                    target = entries_of(name)
+                    edits.append(Edit(target, 0, len(container_of(model, target)._modules), new=new))
                 continue
             keep = torch.ones(group.length, dtype=torch.bool)
             keep[torch.tensor(group.entries)[~mask]] = False
@@ -177,6 +183,13 @@ def _drop_edits(
                     raise StructureError(f"cannot compact: {target} are {found} entries, not {group.length}")
                 if not bool(keep.all()):
                     edits.append(Edit(target, 0, group.length, _ranges(keep)))
+        elif isinstance(group, ExpertGroup) and group.name in masks:
+            keep = masks[group.name].cpu().reshape(-1)
+            for target in group.targets if not bool(keep.all()) else ():
+                found = len(container_of(model, target)._modules)
+                if found != group.units:
+                    raise StructureError(f"cannot compact: {target} are {found} experts, not {group.units}")
+                edits.append(Edit(target, 0, group.units, _ranges(keep)))
     return tuple(edits)
 
 
@@ -223,7 +236,11 @@ def attribute_edits(
     model: nn.Module, small: nn.Module, groups: Sequence[Group], masks: Mapping[str, Bool[Tensor, "..."]]
 ) -> tuple[Edit, ...]:
     """What modules repeat of the sizes that changed between `model` and `small`."""
-    edits = [Edit(target, old=old, new=new) for target, old, new in repairs(model, shapes_of(model), shapes_of(small))]
+    smaller = {n.rpartition(".")[0] for g in groups if g.name in masks for n in getattr(g, "statistics", ())}
+    found = repairs(model, shapes_of(model), shapes_of(small), smaller)
+    edits = [Edit(target, old=old, new=new) for target, old, new in found]
+    known = {edit.target for edit in edits}
+    edits += [Edit(t, old=old, new=new) for t, old, new in recount(model, groups, masks) if t not in known]
     sizes: dict[str, Tensor] = {}
     for group in groups:
         for member in getattr(group, "sizes", ()):
@@ -309,6 +326,7 @@ def replay_(model: nn.Module, edits: Iterable[Edit]) -> nn.Module:
     same: dict[tuple[Any, ...], list[Tensor]] = {}
     for tensor in {id(t): t for t in tensors.values()}.values():
         same.setdefault(_memory(tensor), []).append(tensor)
+    unshare_(model)
     for edit in edits:
         if edit.dim is None:
             write_(model, edit.target, _tupled(edit.new))
@@ -322,8 +340,15 @@ def replay_(model: nn.Module, edits: Iterable[Edit]) -> nn.Module:
             twin.data = small
             twin.grad = None
         same[_memory(tensor)] = shared
-    drop_(model, {edit.target: edit.positions().tolist() for edit in edits if drops(edit.target)})
+    drop_(model, *_kept(edit for edit in edits if drops(edit.target)))
     return model
+
+
+def _kept(dropped: Iterable[Edit]) -> tuple[dict[str, list[int]], dict[str, Any]]:
+    """What `drop_` takes."""
+    dropped = tuple(dropped)
+    instead = {edit.target: edit.new for edit in dropped if edit.new is not None}
+    return {edit.target: edit.positions().tolist() for edit in dropped}, instead
 
 
 def _ranges(keep: Bool[Tensor, "size"]) -> tuple[tuple[int, int], ...]:

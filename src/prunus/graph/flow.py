@@ -1,13 +1,12 @@
 """Watch every ATen operation of one run and let the atoms of the parameters flow through it.
 
 The operations are seen below autograd and below `nn.Module`, through `__torch_dispatch__`, so the source of the model
-does not matter. Rules live in `rules_*.py`; an operation without a rule freezes what goes in and gives nothing out.
+does not matter. Rules live in `rules/`; an operation without a rule freezes what goes in and gives nothing out.
 """
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -19,8 +18,13 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from prunus.core.groups import Role
 from prunus.graph.atoms import Atoms, Plane, compress, varying
+from prunus.graph.causes import Causes
+from prunus.graph.hollow import Hollow
 from prunus.graph.lengths import Lengths
 from prunus.graph.norms import Norm, find_norm
+from prunus.graph.running import identity
+from prunus.graph.running import tensors_in as tensors_in
+from prunus.graph.zeros import Zeros
 
 _RANK: dict[Role, int] = {"out": 0, "in": 1, "scale": 2, "shift": 3, "bias": 4, "other": 5}
 
@@ -61,7 +65,8 @@ class Call:
 
     def reason(self, why: str) -> str:
         """`aten.softmax in layers.0.attn: ...`, the form of every freezing reason."""
-        return f"{self.name} in {self.where or 'the model'}: {why}"
+        reason = f"{self.name} in {self.where or 'the model'}: {why}"
+        return self.flow.causes.told(reason, list(tensors_in(self.args)))
 
     def info(self, value: Any) -> Info:
         """What is known about an argument (nothing, if it is no tensor)."""
@@ -91,21 +96,6 @@ def rule(*names: str) -> Callable[[Rule], Rule]:
     return register
 
 
-def tensors_in(value: Any) -> Iterator[Tensor]:
-    """Every tensor inside nested tuples, lists, mappings and objects with fields."""
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, Mapping):
-        for item in value.values():
-            yield from tensors_in(item)
-    elif isinstance(value, list | tuple | set | frozenset):
-        for item in value:
-            yield from tensors_in(item)
-    elif hasattr(value, "__dataclass_fields__") and not isinstance(value, type):
-        for name in value.__dataclass_fields__:
-            yield from tensors_in(getattr(value, name, None))
-
-
 class Flow(TorchDispatchMode):
     """The dispatch mode that carries atoms along one run of `model`."""
 
@@ -117,8 +107,9 @@ class Flow(TorchDispatchMode):
         # True (PyTorch's default) makes the first operation import the whole of torch._dynamo, which takes seconds.
         return False
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, exact: bool = True, hollow: Hollow | None = None) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
+        self.exact, self.hollow = exact, hollow
         self.atoms = Atoms()
         self.info: Any = WeakTensorKeyDictionary()
         self.macs: dict[str, int] = {}
@@ -126,9 +117,14 @@ class Flow(TorchDispatchMode):
         self.roles: dict[int, Role] = {}
         self.used: dict[int, int] = {}
         self.kinds: dict[int, str] = {}
+        self.touched: set[str] = set()
+        self.trained = False
+        self.made: list[Plane] = []
         self.marks: list[tuple[Plane, str]] = []
         self.norms: list[tuple[Plane, Norm]] = []
         self._norm_at: dict[str, Norm | None] = {}
+        self.statistics: list[tuple[Plane, str]] = []
+        self.owed: Any = WeakTensorKeyDictionary()
         self.multiples: list[tuple[Plane, int]] = []
         self.model = model
         self.path: list[str] = []
@@ -139,6 +135,8 @@ class Flow(TorchDispatchMode):
         self.lengths = Lengths(self)
         self._storages: dict[int, list[tuple[Tensor, str]]] = {}
         self._register()
+        self.causes = Causes(self)
+        self.zeros = Zeros(self)
 
     def _register(self) -> None:
         seen: dict[tuple[Any, ...], str] = {}
@@ -147,7 +145,7 @@ class Flow(TorchDispatchMode):
             *self.model.named_buffers(remove_duplicate=False),
         ]
         for name, tensor in named:
-            key = _identity(tensor)
+            key = identity(tensor)
             if key in seen:
                 self.aliases[seen[key]] = (*self.aliases[seen[key]], name)
                 self.info.setdefault(tensor, self._leaf_of(seen[key]))
@@ -188,31 +186,45 @@ class Flow(TorchDispatchMode):
             # In inference mode compositions arrive whole; PyTorch itself says of what they are made.
             with self:
                 return func.decompose(*args, **kwargs)
-        out = func(*args, **kwargs)
-        if self.asleep:
-            return out
-        inputs = list(tensors_in((args, kwargs)))
+        inputs = [] if self.asleep else list(tensors_in((args, kwargs)))
         if not inputs:
-            return out
+            return func(*args, **kwargs)
+        out = self.hollow.run(func, name, args, kwargs, inputs) if self.hollow else func(*args, **kwargs)
         for tensor in inputs:
             self._recognize(tensor)
+            if (source := self.source_of(tensor)) is not None:
+                self.touched.add(source)
+            self.settle(tensor)
         base = name if name.startswith("__") else name.rstrip("_")
         call = Call(self, base, func, args, kwargs, out, self.where)
         found = RULES.get(base)
         if found is None and torch.Tag.pointwise in func.tags:
             found = RULES["pointwise"]
         known = any(self.info.get(t, NOTHING) is not NOTHING for t in inputs)
-        if found is not None and (known or base in _COUNTED):
-            try:
-                found(call)
-            except (RuntimeError, IndexError, ValueError, TypeError, AttributeError) as error:
-                # A form of the operation that the rule was not written for. What it noted so far only ties more.
-                if self.strict:
-                    raise
-                self._freeze_all(call, inputs, f"its rule does not fit ({type(error).__name__})")
-        elif known:
-            self._freeze_all(call, inputs, "no rule for this operation")
+        if known or (found is not None and base in _COUNTED):
+            self._apply(found, call, inputs)
+        else:
+            self.causes.pass_on(inputs, list(tensors_in(out)), None)
         return out
+
+    def _apply(self, found: Rule | None, call: Call, inputs: list[Tensor]) -> None:
+        """Run a rule; then note where its outputs are zero and why they have no atoms, if they have none."""
+        zero, noted = self.zeros.after(call, inputs), self.atoms.noted
+        try:
+            if found is None:
+                self._freeze_all(call, inputs, "no rule for this operation")
+            else:
+                found(call)
+        except (RuntimeError, IndexError, ValueError, TypeError, AttributeError) as error:
+            # A form of the operation that the rule was not written for. What it noted so far only ties more.
+            if self.strict:
+                raise
+            self._freeze_all(call, inputs, f"its rule does not fit ({type(error).__name__})")
+        outputs = list(tensors_in(call.out))
+        self.zeros.note(call, outputs, zero)
+        if call.name in _COUNTED:  # what leaves a product with a weight is as wide as the weight is
+            inputs = [t for t in inputs if self.source_of(t) is not None] or inputs
+        self.causes.pass_on(inputs, outputs, self.atoms.since(noted))
 
     def _freeze_all(self, call: Call, inputs: list[Tensor], why: str) -> None:
         for tensor in inputs:
@@ -229,12 +241,21 @@ class Flow(TorchDispatchMode):
         except (RuntimeError, NotImplementedError):
             return
         for leaf, _ in self._storages.get(pointer, ()):
-            if _identity(leaf) == _identity(tensor):
+            if identity(leaf) == identity(tensor):
                 self.info[tensor] = self.info[leaf]
                 return
         for leaf, name in self._storages.get(pointer, ()):
             for plane in self.info[leaf].planes:
                 self.atoms.freeze(plane, f"a view of {name} that was made before the run")
+
+    def owe(self, tensor: Tensor, plane: Plane, reason: str) -> None:
+        """This plane may not shrink if the numbers in `tensor` are used; asking for its shape does no harm."""
+        self.owed.setdefault(tensor, []).append((plane, reason))
+
+    def settle(self, tensor: Tensor) -> None:
+        """The numbers of this tensor are used."""
+        for plane, reason in self.owed.pop(tensor, ()) if self.owed else ():
+            self.atoms.freeze(plane, reason)
 
     def planes_of(self, tensor: Tensor) -> tuple[Plane, ...]:
         """The planes of a tensor."""
@@ -283,29 +304,14 @@ class Flow(TorchDispatchMode):
 
     def activations(self, args: tuple[Any, ...]) -> bool:
         """Whether these are two matrices (or batches of them) that carry atoms and are no parameters."""
-        if len(args) != 2 or not all(isinstance(t, Tensor) and t.dim() >= 2 for t in args):
+        if len(args) != 2 or not all(isinstance(t, Tensor) and 2 <= t.dim() <= 10 for t in args):
             return False
         infos = [self.info.get(t, NOTHING) for t in args]
         return all(i.source is None for i in infos) and any(i.planes for i in infos)
 
-    def matmul(self, out: Tensor, a: Tensor, b: Tensor) -> None:
-        """The product of two activations, seen whole: PyTorch takes it apart into copies and flat products."""
-        if any(t.dim() > 10 for t in (a, b)):
-            return
-        RULES["activations"](Call(self, "matmul", torch.matmul, (a, b), {}, out, self.where))
-
-    def fix_attention(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """`nn.MultiheadAttention` takes the width of its projections from its input: no head can leave it."""
-        given = inspect.signature(func).bind(*args, **kwargs).arguments
-        reason = f"multi_head_attention_forward in {self.where or 'the model'}: its width is that of its input"
-        fixed = ("query", "key", "value", "in_proj_weight", "in_proj_bias", "bias_k", "bias_v")
-        for name in (*fixed, "q_proj_weight", "k_proj_weight", "v_proj_weight"):
-            if isinstance(tensor := given.get(name), Tensor):
-                for plane in self.info.get(tensor, NOTHING).planes:
-                    self.atoms.freeze(plane, reason)
-        for plane in self.info.get(given["out_proj_weight"], NOTHING).planes:
-            if plane.shape[-1] > 1:
-                self.atoms.freeze(plane, reason)
+    def whole(self, key: str, name: str, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
+        """Run the rule `key` for a function of which the operations alone do not say enough."""
+        self._apply(RULES[key], Call(self, name, func, args, kwargs, out, self.where), list(tensors_in((args, kwargs))))
 
     def play(self, plane: Plane, role: Role, kind: str = "neuron") -> None:
         """Note what the axis behind this plane does (the most telling role is kept) and when it was first used."""
@@ -318,6 +324,8 @@ class Flow(TorchDispatchMode):
         axis = self.atoms.axis_of(atom)
         if self.atoms.axes[axis].name in self.buffers:
             role = "other"  # nothing masks a buffer, so nothing that it produces alone can be removed
+        if role == "out":
+            self.made.append(plane)
         if _RANK[role] < _RANK[self.roles.get(axis, "other")] or axis not in self.roles:
             self.roles[axis] = role
             if role == "out":
@@ -325,17 +333,26 @@ class Flow(TorchDispatchMode):
         self.used.setdefault(axis, len(self.used))
 
     def averaged(self, plane: Plane) -> bool:
-        """Note that the running module averages squares over this plane's axis; True if that can be put right."""
+        """Note that the running module averages over this plane's axis; True if that can be put right."""
         where, size = self.where, plane.numel()
         if len(varying(plane)) != 1:
             return False
         if where not in self._norm_at:
+            module = self.model.get_submodule(where)
             with self.paused():
-                self._norm_at[where] = find_norm(where, self.model.get_submodule(where), size)
+                self._norm_at[where] = find_norm(where, module, size, plane.dim(), varying(plane)[0])
         norm = self._norm_at[where]
-        if norm is None or self.shapes.get(norm.parameter) != (size,):
+        if norm is None or max(self.shapes.get(norm.parameter, ()), default=0) != size:
             return False
         self.norms.append((plane, norm))
+        return True
+
+    def loosened(self, plane: Plane, weight: object) -> bool:
+        """Note that a mean and a variance run over this plane's axis; True if they may be those of what is kept."""
+        name = self.source_of(weight) if isinstance(weight, Tensor) else None
+        if self.exact or name is None or self.shapes.get(name) != (plane.numel(),):
+            return False
+        self.statistics.append((plane, name))
         return True
 
     def require(self, plane: Plane, multiple: int) -> None:
@@ -367,13 +384,3 @@ _COUNTED = frozenset(
         "cudnn_attention",
     )
 )
-
-
-def _identity(tensor: Tensor) -> tuple[Any, ...]:
-    """Equal for tensors that are the same memory in the same shape."""
-    if tensor.device.type == "meta" or tensor.numel() == 0:
-        return (id(tensor),)
-    pointer = tensor.untyped_storage().data_ptr()
-    if pointer == 0:
-        return (id(tensor),)
-    return (str(tensor.device), pointer, tensor.storage_offset(), tuple(tensor.shape), tensor.stride(), tensor.dtype)

@@ -63,6 +63,16 @@ class Lengths:
             else:
                 self.flow.atoms.tie(own, theirs, reason)
 
+    def counted(self, size: Size) -> None:
+        """The forward computes with this number, so it has to remain, unless a norm can be put right."""
+        if self.flow.asleep or size.free():
+            return
+        with self.flow.paused():
+            along = [p for p in size.planes if p.shape[size.axis] > 1]
+            if len(along) == 1 and self.flow.averaged(along[0]):
+                return
+            self.forbid(size, "the code computes with the number of positions")
+
     def sizes_of(self, values: Sequence[int]) -> list[int] | None:
         """The given integers as the running function received them (`Size`s among them); None where it is unknown."""
         if self.pending is None:
@@ -75,23 +85,30 @@ class Lengths:
 
     def control(self, out: Tensor, dim: int, size: int, grows: bool, made: bool = False) -> None:
         """Axis `dim` of `out` is as long as `size` says, wherever that came from."""
-        if isinstance(size, Size) and size.ratio is not None:
-            self._keep_ratio(*size.ratio)
-            size = int(size)
         planes = self.flow.planes_of(out)
         along = [p for p in planes if p.shape[dim] > 1]
         for plane in along:
             self.govern(plane, dim, size)
         if along or not isinstance(size, Size):
             return
-        atoms = None if size.factors or size.terms or size.free() else size.atoms()
-        # A tensor repeated along a new axis while atoms lie along others could shrink in two ways: the older one stays.
-        if grows and (made or not planes) and atoms is not None and int(size) == out.shape[dim]:
+        atoms = None if size.factors or size.terms or size.derived else self.measure(size)
+        # Repeated along a new axis behind one along which atoms lie, it could shrink in two ways: the older one stays.
+        new = made or not any(d < dim for p in planes for d in varying(p))
+        if grows and new and atoms is not None and int(size) == out.shape[dim]:
             lying = [1] * out.dim()
             lying[dim] = int(size)
             self.flow.record(out, [*planes, atoms.reshape(lying)], self.flow.source_of(out))
         else:
             self.forbid(size, "the length of an axis that is fixed")
+
+    def measure(self, size: Size) -> Plane | None:
+        """The atoms along the axis that a size measures; new ones where an axis taken apart says only how many."""
+        atoms = size.atoms()
+        along = [p for p in size.planes if p.shape[size.axis] > 1]
+        if atoms is None and len(along) == 1:
+            atoms = self.flow.atoms.axis(f"length {len(self.flow.atoms.axes)}", -1, int(size))
+            self.flow.atoms.follow(along[0], size.axis, atoms, f"a length in {self.flow.where or 'the model'}")
+        return atoms
 
     def _keep_ratio(self, whole: Size, part: Size) -> None:
         """`whole // part` is used as a size: where one of the part goes, its share of the whole goes."""
@@ -106,12 +123,18 @@ class Lengths:
     def govern(self, plane: Plane, dim: int, size: int) -> None:
         """What varies along `dim` of a plane follows `size`, or is fixed if that is a number in the code."""
         reason = f"a size in {self.flow.where or 'the model'}"
-        if not isinstance(size, Size):
+        if isinstance(size, Size) and size.ratio is not None:
+            self._keep_ratio(*size.ratio)
+            size = int(size)
+        if not isinstance(size, Size) and plane.numel() == 1:
+            self.flow.atoms.freeze(plane, f"{reason}: the code says {size}")
+        elif not isinstance(size, Size):
             self.flow.atoms.fix(plane, [dim], f"{reason}: the code says {size}")
         elif size.factors:
-            split = plane.unflatten(dim, [int(f) for f in size.factors])
+            factors = _as_it_lies(plane, dim, size.factors)
+            split = plane.unflatten(dim, [int(f) for f in factors])
             self.flow.atoms.box(split)
-            for i, factor in enumerate(size.factors):
+            for i, factor in enumerate(factors):
                 self.govern(split, dim + i, factor)
         elif size.terms:
             start = 0
@@ -129,3 +152,18 @@ class Lengths:
                 self.flow.atoms.tie(plane.reshape(-1), atoms, why)
             else:
                 self.flow.atoms.follow(plane, dim, atoms, why)
+
+
+def _as_it_lies(plane: Plane, dim: int, factors: Sequence[int]) -> Sequence[int]:
+    """The factors of a length in the order of the axes that were joined: `width * heads` may measure heads by widths.
+
+    They are turned round where then more positions are one part: have the same atoms all along one of both axes.
+    """
+
+    def alike(order: Sequence[int]) -> int:
+        split = plane.unflatten(dim, [int(f) for f in order])
+        same = (d for d in (dim, dim + 1) if bool((split == split.narrow(d, 0, 1)).all()))
+        return max((split.shape[d] for d in same), default=0)
+
+    turned = factors[::-1]
+    return turned if len(factors) == 2 and alike(turned) > alike(factors) else factors

@@ -10,7 +10,7 @@ from prunus.core.errors import DataError, StructureError, VerificationError
 from prunus.core.groups import Group
 from prunus.core.task import Example
 from prunus.graph.compact import compact
-from prunus.graph.verify import NARROW, differ, masked_, noise_like, outputs, precise, randomized_, typed
+from prunus.graph.verify import NARROW, differ, masked_, noise_like, outputs, precise, randomized_, reference, typed
 
 
 def sift(
@@ -27,18 +27,20 @@ def sift(
     if found is None:
         return [], [(group, "cannot be proved: the model's output is not a number") for group in groups]
     # `twin` is masked in all groups. What a part of them removes from it are zeros, so one reference does for all.
-    twin, inputs, wide, reference = found
+    twin, inputs, wide, expected = found
     tolerance = 1e-9 if wide else NARROW
 
     def attempt(part: list[Group], base: nn.Module, expected: list[Tensor]) -> str | None:
+        own = {group.name: masks[group.name] for group in part}
         try:
-            small, _ = compact(base, part, {group.name: masks[group.name] for group in part}, verify=False)
-            error = differ(expected, small, inputs)
-        except (StructureError, VerificationError) as failure:
+            small, _ = compact(base, part, own, verify=False)
+            compared = reference(base, part, own)
+            error = differ(expected if compared is base else outputs(compared, inputs), small, inputs)
+        except (DataError, StructureError, VerificationError) as failure:
             return str(failure)
         return None if error <= tolerance else f"removing units changes the output by {error:.1e}"
 
-    reason = attempt(groups, twin, reference)
+    reason = attempt(groups, twin, expected)
     if reason is None:
         return groups, []
     bad: list[tuple[Group, str]] = []
@@ -51,7 +53,7 @@ def sift(
             return []
         middle = len(part) // 2
         halves = part[:middle], part[middle:]
-        return [group for half in halves for group in good(half, attempt(half, twin, reference))]
+        return [group for half in halves for group in good(half, attempt(half, twin, expected))]
 
     kept = good(groups, reason)
     while kept and len(kept) < len(groups):

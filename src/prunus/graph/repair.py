@@ -7,7 +7,7 @@ only touched where its value is the old size.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Any
 
 from torch import Tensor, nn
@@ -41,7 +41,7 @@ def shapes_of(model: nn.Module) -> Shapes:
     found: Shapes = {}
     for path, module in model.named_modules():
         own = {n: tuple(t.shape) for n, t in (*module._parameters.items(), *module._buffers.items()) if t is not None}
-        for name in getattr(module, "parametrizations", {}):
+        for name in parametrized(module):
             own[name] = tuple(getattr(module, name).shape)
         # Masks, spectral and weight normalization of the older kind compute `weight` in a hook, from these.
         for name in ("weight_orig", "weight_v"):
@@ -51,15 +51,26 @@ def shapes_of(model: nn.Module) -> Shapes:
     return found
 
 
-def repairs(model: nn.Module, before: Shapes, after: Shapes) -> Iterator[tuple[str, Any, Any]]:
-    """`(attribute path, old value, new value)` of every attribute that must follow the new shapes."""
+def parametrized(module: nn.Module) -> tuple[str, ...]:
+    """The tensors of a module that parametrizations compute. (In exported graphs a plain module is called so.)"""
+    own = getattr(module, "parametrizations", None)
+    return tuple(own) if isinstance(own, nn.ModuleDict) else ()
+
+
+def repairs(
+    model: nn.Module, before: Shapes, after: Shapes, smaller: Collection[str] = ()
+) -> Iterator[tuple[str, Any, Any]]:
+    """`(attribute path, old value, new value)` of every attribute that must follow the new shapes.
+
+    Normalized parts (`num_groups`) leave as a whole, but for modules in `smaller`, whose parts become smaller.
+    """
     for path, module in model.named_modules():
         old, new = before[path], after[path]
         if old == new:
             continue
         prefix = f"{path}." if path else ""
         for name, was, now in (*_kernel(module, old, new), *_simple(module, old, new), *_normalized(module, old, new)):
-            if was != now:
+            if was != now and not (name == "num_groups" and path in smaller):
                 yield prefix + name, was, now
 
 

@@ -21,6 +21,7 @@ FAILURES = (
     TypeError,
     AttributeError,
     KeyError,
+    ArithmeticError,
     AssertionError,
     NotImplementedError,
 )
@@ -158,6 +159,31 @@ def computed(model: nn.Module) -> dict[int, Any]:
     """A memo for `copy.deepcopy`: tensors that hooks compute from parameters (older weight norm) copy as values."""
     fields = [value for module in model.modules() for value in vars(module).values()]
     return {id(v): v.detach() for v in fields if isinstance(v, Tensor) and not v.is_leaf}
+
+
+def tensors_in(value: Any) -> Iterator[Tensor]:
+    """Every tensor inside nested tuples, lists, mappings and objects with fields."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, Mapping):
+        for item in value.values():
+            yield from tensors_in(item)
+    elif isinstance(value, list | tuple | set | frozenset):
+        for item in value:
+            yield from tensors_in(item)
+    elif hasattr(value, "__dataclass_fields__") and not isinstance(value, type):
+        for name in value.__dataclass_fields__:
+            yield from tensors_in(getattr(value, name, None))
+
+
+def identity(tensor: Tensor) -> tuple[Any, ...]:
+    """Equal for tensors that are the same memory in the same shape."""
+    if tensor.device.type == "meta" or tensor.numel() == 0:
+        return (id(tensor),)
+    pointer = tensor.untyped_storage().data_ptr()
+    if pointer == 0:
+        return (id(tensor),)
+    return (str(tensor.device), pointer, tensor.storage_offset(), tuple(tensor.shape), tensor.stride(), tensor.dtype)
 
 
 def one_sample(example: Example | Tensor) -> tuple[Example | Tensor, int]:

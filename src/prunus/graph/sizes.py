@@ -8,15 +8,12 @@ it came from (`Size`), and a `TorchFunctionMode` sees them arrive in `view`, `sp
 
 from __future__ import annotations
 
-import enum
-import sys
 import types
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from prunus.graph.atoms import Plane, varying
@@ -118,6 +115,22 @@ class Size(int):
     def __mod__(self, other: Any) -> Any:
         return self._new(int.__mod__(self, other), derived=True)
 
+    def __pow__(self, other: Any, mod: Any = None) -> Any:
+        self.lengths.counted(self)
+        return int.__pow__(int(self), other)
+
+    def __truediv__(self, other: Any) -> Any:
+        self.lengths.counted(self)
+        return int.__truediv__(int(self), other)
+
+    def __rtruediv__(self, other: Any) -> Any:
+        self.lengths.counted(self)
+        return int.__rtruediv__(int(self), other)
+
+    def __float__(self) -> float:
+        self.lengths.counted(self)
+        return int.__float__(self)
+
     def __neg__(self) -> Any:
         return self._new(int.__neg__(self), derived=True)
 
@@ -153,66 +166,6 @@ def _is(value: Any, number: int) -> bool:
     return type(value) is int and value == number
 
 
-# Attributes of modules ------------------------------------------------------------------------------------------------
-
-_OPAQUE = (nn.Module, Tensor, type, enum.Enum, types.FunctionType, types.MethodType, types.ModuleType, torch.dtype)
-
-
-@contextmanager
-def remembered(model: nn.Module, lengths: Lengths) -> Iterator[None]:
-    """Integers that modules (and plain objects that modules hold, such as a configuration) keep, as `Size`s."""
-    before: list[tuple[dict[str, Any], str, Any]] = []
-    seen: set[int] = set()
-    for path, module in model.named_modules():
-        prefix = f"{path}." if path else ""
-        for name, value in list(vars(module).items()):
-            if name.startswith("__") or name in _NEVER:
-                continue
-            _remember(vars(module), name, value, prefix + name, lengths, before)
-            if not isinstance(value, _OPAQUE) and isinstance(inner := getattr(value, "__dict__", None), dict):
-                if id(value) in seen:
-                    continue
-                seen.add(id(value))
-                for key, item in list(inner.items()):
-                    _remember(inner, key, item, f"{prefix}{name}.{key}", lengths, before)
-    # einops keeps the sizes it has computed by value, and so would hand those of one module to the next.
-    einops: Any = sys.modules.get("einops.einops")
-    cached = getattr(einops, "_reconstruct_from_shape", None)
-    plain = getattr(einops, "_reconstruct_from_shape_uncached", None)
-    try:
-        if cached is not None and plain is not None:
-            einops._reconstruct_from_shape = plain
-        yield
-    finally:
-        if cached is not None and plain is not None:
-            einops._reconstruct_from_shape = cached
-        for holder, name, value in before:
-            holder[name] = value
-
-
-_NEVER = frozenset(("training", "_version", "_parameters", "_buffers", "_modules", "_is_full_backward_hook"))
-
-
-def _remember(
-    holder: dict[str, Any],
-    name: str,
-    value: Any,
-    target: str,
-    lengths: Lengths,
-    before: list[tuple[dict[str, Any], str, Any]],
-) -> None:
-    new: Any
-    if type(value) is int and value > 1:
-        new = Size.make(lengths, value, target=target)
-    elif type(value) in (tuple, list) and 0 < len(value) <= 64 and all(type(v) is int for v in value):
-        sizes = [Size.make(lengths, v, target=f"{target}[{i}]") if v > 1 else v for i, v in enumerate(value)]
-        new = type(value)(sizes)
-    else:
-        return
-    before.append((holder, name, value))
-    holder[name] = new
-
-
 # Functions that take sizes --------------------------------------------------------------------------------------------
 
 # Functions whose integers say nothing about the length of an axis that atoms lie along, or that rules and `repair`
@@ -231,10 +184,14 @@ _HARMLESS = frozenset(
         "__rmul__", "__radd__", "__rsub__", "__rtruediv__", "__eq__", "eq", "ne", "ge", "gt", "le", "lt", "clamp",
         "__lt__", "__gt__", "__ge__", "__le__", "__ne__", "channel_shuffle", "native_channel_shuffle", "instance_norm",
         "_assert", "is_floating_point", "max_pool3d", "avg_pool3d", "adaptive_avg_pool3d", "local_response_norm",
+        "slice",
     )
 )  # fmt: skip
+_CONVOLUTIONS = frozenset(f"conv{kind}{n}d" for kind in ("", "_transpose") for n in (1, 2, 3))
 _MATMUL = frozenset(("matmul", "__matmul__", "__rmatmul__", "bmm"))
 _VIEWS = frozenset(("view", "reshape", "_unsafe_view", "expand", "broadcast_to"))
+# Functions in Python that hand the sizes which they are given to the operation that the rules see.
+_PASSED_ON = frozenset(("split", "unflatten", "pad", "layer_norm", "rms_norm"))
 _LIKE = frozenset(("expand_as", "view_as", "reshape_as"))
 _MAKES = frozenset(
     ("zeros", "ones", "empty", "full", "rand", "randn", "new_zeros", "new_ones", "new_empty", "new_full")
@@ -256,17 +213,25 @@ class Watch(TorchFunctionMode):
         flow = self.flow
         if name == "__get__" or name == "size":
             return self._shape(func(*args, **kwargs), args, kwargs)
+        if flow.hollow:
+            flow.hollow.check(name, args)
         if name in _MATMUL and flow.activations(args):
             with flow.paused():
-                out = func(*args, **kwargs)
-                flow.matmul(out, *(reversed(args) if name == "__rmatmul__" else args))
+                pair = tuple(reversed(args)) if name == "__rmatmul__" else args
+                out = flow.hollow.run(func, "matmul", pair, kwargs, pair) if flow.hollow else func(*args, **kwargs)
+                flow.whole("activations", "matmul", func, pair, {}, out)
             return out
+        if name == "scaled_dot_product_attention":
+            return self._attention(func, args, kwargs)
         outer = flow.lengths.pending
         # Below a function that is itself written in Python nothing is known about where sizes come from.
-        opaque = isinstance(func, types.FunctionType) and name not in ("split", "unflatten", "pad")
+        opaque = isinstance(func, types.FunctionType) and name not in _PASSED_ON
         flow.lengths.pending = None if opaque else list(integers((args, tuple(kwargs.values()))))
-        if name in ("chunk", "tensor_split"):  # the number of parts stays, whatever their length
+        parts = name in ("chunk", "tensor_split")  # their number stays, whatever their length
+        if parts or (name == "__getitem__" and not _written(args[1])):
             flow.lengths.pending = None
+        elif name == "slice":  # not the axis, which may be the same number
+            flow.lengths.pending = list(integers(args[2:4]))
         elif name == "narrow" and flow.lengths.pending is not None and len(flow.lengths.pending) == 3:
             flow.lengths.pending.append(flow.lengths.pending[1] + flow.lengths.pending[2])
             del flow.lengths.pending[0], flow.lengths.pending[1]
@@ -275,10 +240,13 @@ class Watch(TorchFunctionMode):
         finally:
             flow.lengths.pending = outer
         if name == "multi_head_attention_forward":
-            flow.fix_attention(func, args, kwargs)
-        elif name in _VIEWS or name in _MAKES or name in _LIKE or name == "unflatten":
+            flow.whole(name, name, func, args, kwargs, out)
+        elif name in _VIEWS or name in _MAKES or name in _LIKE or name in ("unflatten", "repeat"):
             with flow.paused():
                 self._control(name, out, args, kwargs)
+        elif name in _CONVOLUTIONS or name == "group_norm":
+            with flow.paused():
+                self._parts(name, out, args, kwargs)
         elif name == "narrow" and len(args) == 4 and isinstance(args[1], int):
             with flow.paused():
                 flow.lengths.control(out, int(args[1]) % out.dim(), args[3], False)
@@ -306,6 +274,31 @@ class Watch(TorchFunctionMode):
             return Size.make(self.flow.lengths, value, planes=planes, axis=dim)
         return value
 
+    def _attention(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Seen whole, because it divides by the square root of a width, of which its parts know only the number."""
+        flow, names = self.flow, ("query", "key", "value", "attn_mask")
+        given = (*args[:4], *(kwargs[n] for n in names[len(args) :] if n in kwargs))
+        with flow.paused():
+            products = flow.hollow.run(func, "attention", given[:3], {}, given[:3]) if flow.hollow else None
+            out = func(*args, **kwargs) if products is None else products
+            flow.whole("attention", "scaled_dot_product_attention", func, given, {}, out)
+        return out
+
+    def _parts(self, name: str, out: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Channels convolved or normalized in parts that leave whole: as many parts stay as an integer says."""
+        given = args[1:2] if name == "group_norm" else args[6:7]
+        parts = given[0] if given else kwargs.get("num_groups" if name == "group_norm" else "groups")
+        if not isinstance(parts, Size) or parts.target is None or parts.target.endswith(("groups", "num_groups")):
+            return  # what is called so beside a weight, `repair` puts right
+        source = args[0] if args else kwargs["input"]
+        spatial = out.dim() - 2 if name == "group_norm" else int(name[-2])
+        dim = out.dim() - spatial - 1
+        if name != "group_norm" and source.shape[dim] != parts:
+            return  # several channels in each: some of each leave, and the number of parts stays
+        for plane in self.flow.planes_of(out):
+            if plane.shape[dim] > 1:
+                self.flow.lengths.govern(plane.unflatten(dim, (int(parts), -1)), dim, parts)
+
     def _control(self, name: str, out: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if not isinstance(out, Tensor):
             return
@@ -322,6 +315,9 @@ class Watch(TorchFunctionMode):
             if before is None:
                 return
             sizes = [-1] * before + inner + [-1] * (out.dim() - before - len(inner))
+        elif name == "repeat":
+            self._repeat(out, args[0], _listed(args[1:], {"size": kwargs["repeats"]} if "repeats" in kwargs else {}))
+            return
         else:
             sizes = _listed(args[1:], kwargs)
         if len(sizes) != out.dim():
@@ -337,6 +333,21 @@ class Watch(TorchFunctionMode):
                 and (d < out.dim() - source.dim() or source.shape[d - out.dim()] == 1)
             )
             self.flow.lengths.control(out, d, size, grows, made)
+
+    def _repeat(self, out: Tensor, tensor: Tensor, times: list[int]) -> None:
+        """An axis of length one that is repeated becomes as long as that; of a longer one the number has to stay."""
+        for d, size in enumerate(times):
+            if isinstance(size, Size) and out.shape[d] == int(size):
+                self.flow.lengths.control(out, d, size, True)
+            elif isinstance(size, Size):
+                self.flow.lengths.forbid(size, "repeat: takes this size")
+
+
+def _written(key: Any) -> bool:
+    """Whether the positions in square brackets are numbers in the code (or sizes), and none is computed as a tensor."""
+    if isinstance(key, tuple | list):
+        return all(_written(item) for item in key)
+    return key is None or key is Ellipsis or isinstance(key, int | slice)
 
 
 def _listed(args: Sequence[Any], kwargs: dict[str, Any]) -> list[Any]:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from prunus.core.errors import Problems, SpecError, StructureError
 from prunus.graph.compact import Edit
-from prunus.graph.depth_drop import CONTAINERS, container_of, drops
+from prunus.graph.depth.drop import CONTAINERS, container_of, drops, names_after
 from prunus.graph.running import unwrap
 
 Cuts = dict[int, Int[Tensor, "kept"]]
@@ -158,11 +158,8 @@ def _renamer(old: nn.Module, dropped: tuple[Edit, ...]) -> Callable[[str], str |
         if not isinstance(container, CONTAINERS):
             replaced.add(path)  # a block that stands as an attribute: nothing of it is left
             continue
-        entries = list(container._modules)
-        kept = edit.positions().tolist()
-        numbered = not isinstance(container, nn.ModuleDict) and entries == [str(i) for i in range(len(entries))]
-        table: dict[str, str | None] = dict.fromkeys(entries)
-        table |= {entries[was]: str(now) if numbered else entries[was] for now, was in enumerate(kept)}
+        table: dict[str, str | None] = dict.fromkeys(container._modules)
+        table |= names_after(container, edit.positions().tolist())
         tables[path] = table
 
     def rename(name: str) -> str | None:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from prunus.graph.atoms import Plane, varying
 from prunus.graph.flow import NOTHING, Flow
+from prunus.graph.repair import parametrized
 
 
 def tie_unseen(flow: Flow) -> None:
@@ -23,7 +24,7 @@ def tie_unseen(flow: Flow) -> None:
 
 
 def _owned(module: nn.Module) -> list[str]:
-    return [*module._parameters, *getattr(module, "parametrizations", ())]
+    return [*module._parameters, *parametrized(module)]
 
 
 def _close(flow: Flow, module: nn.Module, name: str, why: str) -> None:

@@ -202,6 +202,11 @@ def run(
         notes.append("Same shapes, zeros stored and multiplied like any number: a dense kernel runs no faster.")
     if result.skipped:
         notes.append(f"Left dense: {', '.join(result.skipped)} ({next(iter(result.skipped.values()))}).")
+    if result.statistics_error is not None:
+        notes.append(
+            "LayerNorm and GroupNorm take the mean and variance of what is left: the outputs differ by "
+            f"{result.statistics_error:.1%} from the masked network's on the example (relative to the largest)."
+        )
     if "latency" in (last := result.history[-1]):
         low, high = last["latency_quartiles"]
         notes.append(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import time
 from collections import Counter
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from math import prod
 from typing import Any
 
@@ -14,10 +14,13 @@ from torch import Tensor, nn
 
 from prunus.core.errors import DataError, StructureError, VerificationError
 from prunus.core.task import as_call
-from prunus.graph import Structure, masked_, trace, verify
+from prunus.graph import Structure, compact, experts, masked_, trace, verify
 from prunus.graph.flow import tensors_in
+from prunus.graph.mixture.group import turns
 from prunus.graph.running import computed
+from prunus.graph.verify import reference
 from tests.graph.networks.entry import Network
+from tests.graph.networks.kind import Outcome
 from tests.graph.proof import TIGHT, prove, some, tolerance, unrounded
 
 FRACTION = 0.5
@@ -27,14 +30,15 @@ OUTCOMES = ("equal", "unchanged", "wrong", "crash", "timeout", "too large")
 
 
 @dataclass
-class Verdict:
-    """What came of one network, in values that JSON can hold.
+class Verdict(Outcome):
+    """What came of pruning one network.
 
     Attributes:
         outcome: `equal`; `unchanged` (nothing can be removed: refused); `wrong` (another output or other counts than
             predicted); `crash`; `timeout`; `too large` for the memory allowed.
         reason: why it is not equal, in one line; for an equal one, the commonest reason for what stays whole.
-        kinds: how many groups of which kind.
+        kinds: how many groups of which kind. Experts are removed by themselves; parameters and multiply-accumulates
+            are those without the other units.
         units: how many units of which kind they have together.
         params: parameters before and after.
         macs: multiply-accumulates of one sample before and after, as measured.
@@ -44,30 +48,17 @@ class Verdict:
         seconds: CPU time of trace, compaction, proof and training step.
     """
 
-    outcome: str
-    reason: str = ""
     kinds: dict[str, int] = field(default_factory=dict)
     units: dict[str, int] = field(default_factory=dict)
     params: tuple[int, int] = (0, 0)
     macs: tuple[int, int] = (0, 0)
     promised: int = 0
     frozen: tuple[int, int] = (0, 0)
-    seconds: float = 0.0
 
     @property
     def removed(self) -> float:
         """The share of the parameters that is gone."""
         return 1 - self.params[1] / self.params[0] if self.params[0] else 0.0
-
-    def plain(self) -> dict[str, Any]:
-        """For JSON."""
-        return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
-
-    @classmethod
-    def read(cls, plain: dict[str, Any]) -> Verdict:
-        """The inverse of `plain`."""
-        fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in plain.items()}
-        return cls(**fields)
 
 
 def judge(network: Network) -> Verdict:
@@ -95,6 +86,8 @@ def judge(network: Network) -> Verdict:
     verdict.params = before, sum(p.numel() for p in small.parameters())
     producing = {m.param for g in structure.groups for m in g.with_role("out")} | set(structure.frozen)
     verdict.frozen = len(structure.frozen), len(producing)
+    if "expert" in network.prunes and (problem := without_experts(model, network, example, verdict)):
+        return Verdict("wrong", problem, seconds=spent(start))
     if not structure.groups:
         verdict.outcome = "unchanged"
     elif problem := counted(model, structure, small, example, verdict) or trained(small, example):
@@ -113,6 +106,24 @@ def elsewhere(model: nn.Module, structure: Structure, small: nn.Module, example:
     except (VerificationError, StructureError) as error:
         return f"on inputs of another size: {line(error)}"
     return ""
+
+
+def without_experts(model: nn.Module, network: Network, example: Any, verdict: Verdict) -> str:
+    """What is wrong with the model without half of the experts of every router; empty where all is equal."""
+    groups = experts(model, example).groups
+    for group in groups:
+        verdict.kinds["expert"] = verdict.kinds.get("expert", 0) + 1
+        verdict.units["expert"] = verdict.units.get("expert", 0) + group.units
+    kept = {g.name: max(g.at_least, round((1 - FRACTION) * g.units / g.parts) * g.parts) for g in groups}
+    masks = {g.name: turns(g, kept[g.name], torch.Generator().manual_seed(1))[0] for g in groups}
+    masked = reference(masked_(copy.deepcopy(model, computed(model)), groups, masks), groups, masks)
+    try:
+        small, _ = compact(model, groups, masks, verify=False)
+        for inputs in (example, *(() if network.other is None else (network.other(),))):
+            verify(masked, small, inputs)
+    except (VerificationError, StructureError, DataError) as error:
+        return f"without experts: {line(error)}"
+    return f"without experts: {problem}" if groups and (problem := trained(small, example)) else ""
 
 
 def spent(start: float) -> float:

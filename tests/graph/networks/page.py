@@ -12,6 +12,7 @@ TITLES = {
     "torchvision": "torchvision: classification",
     "segmentation": "torchvision: segmentation",
     "detection": "torchvision: detection, up to the raw heads",
+    "video": "torchvision: video and optical flow",
     "timm": "timm",
     "transformers": "transformers, small configurations",
     "images": "Images to images",
@@ -57,11 +58,22 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join("| " + " | ".join(cell or " " for cell in row) + " |" for row in lines)
 
 
-def markdown(networks: Sequence[Network], results: Mapping[str, Verdict]) -> str:
-    """The whole page."""
-    parts, summary = [OPENING], []
+def markdown(networks: Sequence[Network], results: Mapping[str, Verdict], others: Sequence[str] = ()) -> str:
+    """The whole page: the summary, the sections of other kinds of sweep, and the networks."""
+    summary, tables = tabulated(networks, results)
+    return "\n".join([OPENING, summary, *others, tables])
+
+
+def sections(networks: Sequence[Network], results: Mapping[str, Verdict]) -> str:
+    """The summary and all tables."""
+    return "\n".join(tabulated(networks, results))
+
+
+def tabulated(networks: Sequence[Network], results: Mapping[str, Verdict]) -> tuple[str, str]:
+    """The summary by parts of the list, and one table for each part."""
+    summary: list[list[str]] = []
     names = ("equal", "refused", "wrong", "crash", "timeout", "too large", "not run")
-    sections = []
+    sections: list[str] = []
     for family in dict.fromkeys(network.family for network in networks):
         own = [network for network in networks if network.family == family]
         rows = [cells(network, results.get(network.name)) for network in own]
@@ -70,5 +82,4 @@ def markdown(networks: Sequence[Network], results: Mapping[str, Verdict]) -> str
         head = ["network", "outcome", "units that can be removed", "parameters gone", "MACs gone", "stays whole"]
         sections.append(f"## {TITLES[family]}\n\n{table(head, rows)}\n")
     total = ["all", *(str(sum(int(row[i]) for row in summary)) for i in range(1, len(names) + 2))]
-    parts.append(table(["part of the list", "networks", *names], [*summary, total]) + "\n")
-    return "\n".join([*parts, *sections])
+    return table(["part of the list", "networks", *names], [*summary, total]) + "\n", "\n".join(sections)

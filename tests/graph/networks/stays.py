@@ -19,7 +19,7 @@ timm/beit_base_patch16_224 timm/beitv2_base_patch16_224 timm/cait_xxs24_224 timm
 timm/convit_tiny timm/samvit_base_patch16 timm/swinv2_tiny_window8_256 timm/swinv2_cr_tiny_ns_224
 timm/pvt_v2_b0 timm/pvt_v2_b2_li timm/twins_pcpvt_small timm/twins_svt_small timm/mvitv2_tiny
 timm/tnt_s_patch16_224 timm/nest_tiny timm/davit_tiny timm/gcvit_xxtiny timm/volo_d1_224 timm/tiny_vit_5m_224
-timm/coat_lite_tiny timm/efficientformerv2_s0 timm/caformer_s18 transformers/DebertaForSequenceClassification
+timm/coat_lite_tiny timm/efficientformerv2_s0 timm/caformer_s18
 transformers/BloomForCausalLM other/seq2seq_transformer
 """),
     ("neuron",): words("""
@@ -31,23 +31,12 @@ timm/nextvit_small
     ("channel", "head"): words("""
 timm/edgenext_xx_small
 """),
-    ("kv group",): words("""
-transformers/Phi3ForCausalLM transformers/FalconForCausalLM transformers/Olmo2ForCausalLM
-"""),
-    ("expert",): words("""
-transformers/MixtralForCausalLM transformers/Qwen2MoeForCausalLM transformers/Qwen3MoeForCausalLM
-transformers/GptOssForCausalLM
-"""),
-    ("expert", "kv group"): words("""
-transformers/OlmoeForCausalLM
-"""),
 }
 REFUSED: dict[str, str] = {
-    "timm/convnextv2_atto": "its statistics run over this axis",
-    "timm/resnetv2_50x1_bit": "contracted with a tensor of fixed size",
-    "timm/nf_resnet26": "contracted with a tensor of fixed size",
+    "timm/resnetv2_50x1_bit": "weights are standardized",
+    "timm/nf_resnet26": "weights are standardized",
     "timm/gmlp_ti16_224": "its statistics run over this axis",
-    "transformers/ConvNextV2ForImageClassification": "its statistics run over this axis",
+    "transformers/ConvNextV2ForImageClassification": "averages over this axis",
     "other/patch_critic": "the extent of a kernel is fixed",
 }
 _MISSING = {name: set(kinds) for kinds, names in STAYS.items() for name in names}

@@ -183,6 +183,24 @@ ROWS: list[tuple[str, int, tuple[str, ...], dict[str, Any]]] = [
     ("resmlp_12_224", 64, MLP, {"img_size": 64}),
     ("gmlp_ti16_224", 64, MLP, {"img_size": 64}),
     ("sequencer2d_s", 56, MLP, {"img_size": 56, "layers": (1, 1, 1, 1)}),
+    # cells that were searched for, selective scans, and newer families
+    ("nasnetalarge", 64, CONV, {}),
+    ("csatv2", 128, HEADS, {}),
+    ("cpubone_b0_bfrobust", 64, BOTH, {}),
+    ("lowformer_b0", 64, BOTH, {}),
+    ("efficientvim_m1", 64, CONV, {}),
+    ("cspnext_tiny", 64, CONV, {}),
+    ("iformer_t", 64, CONV, {}),
+    ("mobilenetv5_base", 64, ("width", "head"), {}),
+    ("swiftformer_xs", 64, CONV, {}),
+    ("vitamin_small_224", 64, (*BOTH, *MLP), {"img_size": 64}),
+    ("hieradet_small", 224, HEADS, {}),
+    ("naflexvit_base_patch16_map", 32, HEADS, SMALL_VIT),
+    ("gemma4_vit_167m", 96, HEADS, {"img_size": 96, "embed_dim": 48, "depth": 2, "num_heads": 4}),
+    ("qwen3_vit_306m", 64, HEADS, {"img_size": 64, "embed_dim": 48, "depth": 2, "num_heads": 4}),
+    ("convnext_zepto_rms", 64, CONV, {}),
+    ("resnetv2_50d_frn", 64, CONV, {}),
+    ("regnetz_c16_evos", 64, CONV, {}),
 ]  # fmt: skip
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from tests.graph.networks.entry import CONV, MLP, Network, image, words
@@ -127,6 +128,29 @@ def detector(name: str) -> Callable[[], nn.Module]:
     return build
 
 
+def clip(name: str) -> Callable[[], nn.Module]:
+    def build() -> nn.Module:
+        from torchvision.models import optical_flow, video
+
+        if name.startswith("raft"):
+            flow: nn.Module = getattr(optical_flow, name)(weights=None)
+            return flow
+        model: nn.Module = getattr(video, name)(weights=None, num_classes=7)
+        return model
+
+    return build
+
+
+def frames(count: int, size: int) -> Callable[[], Tensor]:
+    """A clip of noise."""
+    return lambda: torch.randn(1, 3, count, size, size)
+
+
+def pair(size: int = 128) -> dict[str, Any]:
+    """Two images between which something moved."""
+    return {"image1": torch.randn(1, 3, size, size), "image2": torch.randn(1, 3, size, size), "num_flow_updates": 2}
+
+
 def kinds(name: str) -> tuple[str, ...]:
     if name.startswith(("vit", "swin")):
         return (*MLP, "head")
@@ -153,4 +177,11 @@ NETWORKS = [
         )
         for name in DETECTION
     ),
+    *(
+        Network(f"torchvision/{name}", "video", clip(name), frames(8, 32), frames(8, 48))
+        for name in ("r3d_18", "mc3_18", "r2plus1d_18")
+    ),
+    Network("torchvision/s3d", "video", clip("s3d"), frames(16, 224)),
+    Network("torchvision/raft_small", "video", clip("raft_small"), pair, lambda: pair(136)),
+    Network("torchvision/raft_large", "video", clip("raft_large"), pair, lambda: pair(136)),
 ]  # fmt: skip

@@ -148,9 +148,9 @@ ROWS: list[Row] = [
     ("GptOssForCausalLM", "GptOssConfig",
      {**DECODER, "num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": 4}, text, EXPERTS),
     ("DeepseekV3ForCausalLM", "DeepseekV3Config",
-     {**NO_GQA, "num_key_value_heads": 4, "n_routed_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 24,
+     {**NO_GQA, "num_key_value_heads": 4, "n_routed_experts": 8, "num_experts_per_tok": 2, "moe_intermediate_size": 24,
       "n_group": 2, "topk_group": 1, "kv_lora_rank": 16, "q_lora_rank": 16, "qk_rope_head_dim": 8,
-      "qk_nope_head_dim": 8, "v_head_dim": 8, "first_k_dense_replace": 1}, text, ("neuron",)),
+      "qk_nope_head_dim": 8, "v_head_dim": 8, "first_k_dense_replace": 1}, text, ("neuron", "expert")),
     # state spaces
     ("MambaForCausalLM", "MambaConfig",
      {"hidden_size": 32, "num_hidden_layers": 2, "vocab_size": 64, "state_size": 4, "time_step_rank": 4,

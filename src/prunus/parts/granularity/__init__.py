@@ -1,10 +1,12 @@
 """Granularities: what one unit is."""
 
 from prunus.parts.granularity.block import Block
+from prunus.parts.granularity.branch import Branch
 from prunus.parts.granularity.channel import Channel
 from prunus.parts.granularity.coupled import Coupled
 from prunus.parts.granularity.element import Element
+from prunus.parts.granularity.expert import Expert
 from prunus.parts.granularity.head import Head
 from prunus.parts.granularity.width import Width
 
-__all__ = ["Block", "Channel", "Coupled", "Element", "Head", "Width"]
+__all__ = ["Block", "Branch", "Channel", "Coupled", "Element", "Expert", "Head", "Width"]

@@ -18,7 +18,7 @@ class Block(Granularity):
     that are added up.
 
     One group per container (`Sequential`, `ModuleList`, `ModuleDict`, or a module with blocks as attributes). Needs an
-    example input: which blocks can be removed is found by trying, in float64 (`prunus.graph.depth.blocks`, which also
+    example input: which blocks can be removed is found by trying, in float64 (`prunus.graph.blocks`, which also
     says why the others cannot). A block is scored by all of its weights, so sums over blocks of unequal size favour the
     large ones.
 
@@ -36,12 +36,14 @@ class Block(Granularity):
 
     def __post_init__(self) -> None:
         if self.at_least < 1:
-            raise SpecError(f"Block(at_least={self.at_least}): a container keeps at least 1 entry")
+            raise SpecError(f"{type(self).__name__}(at_least={self.at_least}): a container keeps at least 1 entry")
         if self.reduce == "mean":
-            raise SpecError("Block(reduce='mean'): blocks have unequally many weights; use sum, l2 or max")
+            raise SpecError(
+                f"{type(self).__name__}(reduce='mean'): units have unequally many weights; use sum, l2 or max"
+            )
 
     def __call__(self, model: nn.Module, example: tuple[Any, ...] | Mapping[str, Any] | None) -> tuple[Group, ...]:
-        from prunus.graph.depth import blocks
+        from prunus.graph.depth.blocks import blocks
 
         if example is None:
             raise SpecError("blocks are found by running the model: pass Task(example=...) or batches")

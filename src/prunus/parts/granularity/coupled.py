@@ -15,7 +15,7 @@ from prunus.core.part import Granularity, Reduce
 
 @dataclass(frozen=True)
 class Coupled(Granularity):
-    """Everything that can be removed exactly: channels, neurons, heads, with everything coupled to them.
+    """Everything that can be removed: channels, neurons, heads, widths, with everything coupled to them.
 
     Needs an example input, with which the network is traced once (`prunus.graph.trace`). Axes that cannot be made
     smaller (inputs, outputs, operations without a rule) are not among the groups. Ranked globally, units of different
@@ -26,6 +26,9 @@ class Coupled(Granularity):
         exclude: group or parameter names, with shell wildcards, that stay whole.
         at_least: units every group keeps.
         round_to: kept units are a multiple of this (and of what a kernel of the network needs).
+        exact: leave whole what LayerNorm and GroupNorm average over. If False, such axes are pruned too; the norms
+            then take the mean and variance of what is left, so the compact model is no longer equal to the masked one:
+            `Result.compact` proves it equal but for that, and measures how far apart they are.
         kinds: the kinds of units that this granularity takes; all if empty.
     """
 
@@ -33,6 +36,7 @@ class Coupled(Granularity):
     exclude: tuple[str, ...] = ()
     at_least: int = 1
     round_to: int = 1
+    exact: bool = True
     kinds: ClassVar[tuple[str, ...]] = ()
     structure: ClassVar[Literal["unstructured", "semi-structured", "structured"]] = "structured"
 
@@ -48,7 +52,7 @@ class Coupled(Granularity):
             raise SpecError("coupled units are found by running the model once: pass Task(example=...) or batches")
         return tuple(
             replace(g, at_least=max(g.at_least, self.at_least), multiple=math.lcm(g.multiple, self.round_to))
-            for g in trace(model, example).groups
+            for g in trace(model, example, exact=self.exact).groups
             if (not self.kinds or g.kind in self.kinds) and not self.excluded(g)
         )
 

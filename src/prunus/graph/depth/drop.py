@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from prunus.core.errors import StructureError
 from prunus.core.groups import Group
+from prunus.graph.depth.nothing import Nothing
 
 CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 EVERY = ".*"
@@ -43,12 +44,14 @@ class BlockGroup(Group):
 
     Attributes:
         container: the path of the `Sequential`, `ModuleList` or `ModuleDict`, or of the module whose attributes the
-            blocks are; empty for the model itself.
+            blocks are; empty for the model itself, and for branches.
         twins: further lists that are gone through together with it; a unit owns the same position of each.
         entries: `entries[u]` is the position of unit u in it.
         names: the full names of the units' modules.
         length: how many entries (with parameters) the container has, those that cannot be removed included.
         replaced: the units are not dropped but become `nn.Identity`s.
+        instead: by unit, the modules that are replaced if they are more or others than `names`, each with what
+            `Nothing` returns in its place; None for an `nn.Identity`.
     """
 
     container: str = ""
@@ -57,6 +60,7 @@ class BlockGroup(Group):
     names: tuple[str, ...] = ()
     length: int = 0
     replaced: bool = False
+    instead: tuple[tuple[tuple[str, Any], ...], ...] = ()
 
     @property
     def targets(self) -> tuple[str, ...]:
@@ -87,15 +91,16 @@ def container_of(model: nn.Module, target: str) -> nn.Module:
         raise StructureError(f"the model has no module {path!r}, of which blocks were dropped") from error
 
 
-def drop_(model: nn.Module, kept: Mapping[str, Sequence[int]]) -> None:
-    """Leave only these entries of containers (target of an edit -> kept positions), in place.
+def drop_(model: nn.Module, kept: Mapping[str, Sequence[int]], instead: Mapping[str, Any]) -> None:
+    """Leave only these entries of containers (target of an edit -> kept positions), in place. Of the modules in
+    `instead` a `Nothing` that returns this is left.
 
-    Numbered names are given out anew (`layers.3` becomes `layers.2`), other names stay. Configurations are replaced by
-    copies before they change, since another model may have been made from the same one.
+    Numbered names are given out anew (`layers.3` becomes `layers.2`, `expert_3` becomes `expert_2`), other names stay.
+    Configurations are replaced by copies before they change (`unshare_`).
     """
     if kept:
-        _unshare(model)
-        apply_(plan(model, kept))
+        unshare_(model)
+        apply_(plan(model, kept, instead))
 
 
 def apply_(changes: Sequence[Change]) -> list[Change]:
@@ -106,27 +111,36 @@ def apply_(changes: Sequence[Change]) -> list[Change]:
     return undo[::-1]
 
 
-def plan(model: nn.Module, kept: Mapping[str, Sequence[int]]) -> list[Change]:
+def plan(model: nn.Module, kept: Mapping[str, Sequence[int]], instead: Mapping[str, Any] | None = None) -> list[Change]:
     """What leaves only these entries of containers (target of an edit -> kept positions). Nothing is changed."""
+    instead = instead or {}
     containers = {target: container_of(model, target) for target in kept}
     found: list[Change] = []
     for target, stay in kept.items():
         container = containers[target]
         entries = list(container._modules.items())
+        if target in instead or becomes_identity(container, stay):
+            parent, _, key = target.removesuffix(EVERY).rpartition(".")
+            way: nn.Module = Nothing(instead[target]) if target in instead else nn.Identity()
+            found.append((model.get_submodule(parent)._modules, key, way.train(container.training)))
+            continue
         if len(stay) == len(entries):
             continue
-        if becomes_identity(container, stay):
-            parent, _, key = target.removesuffix(EVERY).rpartition(".")
-            found.append((model.get_submodule(parent)._modules, key, nn.Identity().train(container.training)))
-            continue
-        numbered = not isinstance(container, nn.ModuleDict) and all(n == str(i) for i, (n, _) in enumerate(entries))
-        left = {str(new) if numbered else entries[old][0]: entries[old][1] for new, old in enumerate(stay)}
+        left = {new: container._modules[old] for old, new in names_after(container, stay).items()}
         found.append((vars(container), "_modules", left))
         alike = [containers[other] for other, there in kept.items() if list(there) == list(stay)]
         for owner in _speakers(model, target, alike):
             found += _counts(owner, target, len(entries), stay)
         found += _indices([entry for _, entry in entries], stay)
     return found
+
+
+def names_after(container: nn.Module, stay: Sequence[int]) -> dict[str, str]:
+    """The name of every entry that stays -> its name once the others are gone."""
+    names = list(container._modules)
+    prefix = names[0].removesuffix("0") if names else ""
+    numbered = names == [f"{prefix}{i}" for i in range(len(names))]
+    return {names[old]: f"{prefix}{new}" if numbered else names[old] for new, old in enumerate(stay)}
 
 
 def becomes_identity(module: nn.Module, stay: Sequence[Any]) -> bool:
@@ -210,7 +224,8 @@ def _at(modules: dict[str, nn.Module], path: str, name: str) -> Any:
     return vars(modules[path]).get(name) if path in modules else None
 
 
-def _unshare(model: nn.Module) -> None:
+def unshare_(model: nn.Module) -> None:
+    """Give a model configurations of its own, since another model may have been made from the same ones."""
     memo: dict[int, Any] = {}
     for module in model.modules():
         for name, value in _settings(module).items():

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from prunus.core.errors import DataError, StructureError, VerificationError
 from prunus.core.task import Example
-from prunus.graph.depth_drop import apply_, entries_of, plan
+from prunus.graph.depth.drop import apply_, entries_of, plan
 from prunus.graph.flow import tensors_in
 from prunus.graph.running import mapped
 from prunus.graph.verify import NARROW, differ, largest_difference, noise_like, outputs, precise, randomized_, typed
@@ -115,7 +115,7 @@ class Trials:
     def identities(self, candidates: Sequence[Candidate]) -> dict[str, str]:
         """Candidate -> why it is not the identity when its parameters are zero. Those that are get their `zeroed`."""
         refused = self._shapes([c for c in candidates if c.name not in self.zeroed])
-        for level in _levels([c for c in candidates if c.name not in refused]):
+        for level in levels([c for c in candidates if c.name not in refused]):
             for pick in (lambda c: c.parameters, self._careful):
                 left = [c for c in level if c.name not in self.zeroed and pick(c)]
                 refused.update(self._measured(left, pick) if left else {})
@@ -138,7 +138,7 @@ class Trials:
 
         def look(name: str, given: Tensor | None, output: Any) -> None:
             called.add(name)
-            found = _first(output)
+            found = first_of(output)
             if given is None or found is None or not given.is_floating_point():
                 reasons.setdefault(name, "it passes no numbers from an input to an output")
             elif (given.shape, given.dtype) != (found.shape, found.dtype):
@@ -166,7 +166,7 @@ class Trials:
 
         def look(name: str, given: Tensor | None, output: Any) -> None:
             called.add(name)
-            if given is not None and (reason := self._unlike(given, _first(output))) is not None:
+            if given is not None and (reason := self._unlike(given, first_of(output))) is not None:
                 reasons.setdefault(name, f"with its parameters at zero {reason}")
                 if reason == SILENT:
                     self.silent.add(name)
@@ -226,7 +226,8 @@ class Trials:
             return good(part[:middle]) + later
 
         kept = good(list(candidates))
-        while kept and (failure := self._attempts([*taken, *kept])) is not None:
+        tried = not taken and len(kept) == len(candidates)
+        while kept and not tried and (failure := self._attempts([*taken, *kept])) is not None:
             bad[kept[-1].name] = f"tried and found not removable together with others: {failure}"
             kept = kept[:-1]
         return kept, bad
@@ -315,7 +316,7 @@ class Trials:
         given: list[tuple[str, Tensor | None]] = []
 
         def enter(name: str, args: Any, kwargs: Mapping[str, Any]) -> None:
-            tensor = _first((args, dict(kwargs)))
+            tensor = first_of((args, dict(kwargs)))
             self.plain[name] = self.plain.get(name, True) and not kwargs and len(args) == 1 and args[0] is tensor
             # It may be changed in place.
             given.append((name, None if tensor is None else tensor.detach().clone()))
@@ -326,11 +327,11 @@ class Trials:
                 begun, tensor = given.pop()
             if look is not None:
                 look(name, tensor, output)
-            found = _first(output)
+            found = first_of(output)
             self.plain[name] = self.plain[name] and output is found
             if not bypass or tensor is None or found is None or tensor.shape != found.shape:
                 return None
-            return _with_first(output, tensor)
+            return _withfirst_of(output, tensor)
 
         with ExitStack() as stack:
             for name in names:
@@ -358,39 +359,39 @@ class Trials:
             apply_(undo)
 
 
-def _levels(candidates: Sequence[Candidate]) -> list[list[Candidate]]:
+def levels(candidates: Sequence[Candidate]) -> list[list[Candidate]]:
     """Candidates by how many others they lie in: those of one level are no parts of each other."""
-    levels: dict[int, list[Candidate]] = {}
+    found: dict[int, list[Candidate]] = {}
     names = {c.name for c in candidates}
     for c in candidates:
         steps = c.name.split(".")
         depth = sum(".".join(steps[:i]) in names for i in range(1, len(steps)))
-        levels.setdefault(depth, []).append(c)
-    return [levels[d] for d in sorted(levels)]
+        found.setdefault(depth, []).append(c)
+    return [found[d] for d in sorted(found)]
 
 
 def _sides(tensor: Tensor) -> str:
     return "x".join(map(str, tensor.shape))
 
 
-def _first(value: Any) -> Tensor | None:
+def first_of(value: Any) -> Tensor | None:
     return next(iter(tensors_in(value)), None)
 
 
-def _with_first(value: Any, tensor: Tensor) -> Any:
+def _withfirst_of(value: Any, tensor: Tensor) -> Any:
     """The value with its first tensor replaced."""
     if isinstance(value, Tensor):
         return tensor
     if isinstance(value, Mapping):
         changed = type(value)(value)  # type: ignore[call-arg]
         for key, item in value.items():
-            if _first(item) is not None:
-                changed[key] = _with_first(item, tensor)  # type: ignore[index]
+            if first_of(item) is not None:
+                changed[key] = _withfirst_of(item, tensor)  # type: ignore[index]
                 break
         return changed
     if isinstance(value, tuple | list):
         items = list(value)
-        i = next(i for i, item in enumerate(items) if _first(item) is not None)
-        items[i] = _with_first(items[i], tensor)
+        i = next(i for i, item in enumerate(items) if first_of(item) is not None)
+        items[i] = _withfirst_of(items[i], tensor)
         return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
     return value

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from prunus.graph.atoms import Plane, compress, varying
 from prunus.graph.flow import Call, rule
-from prunus.graph.rules_math import merge, without
+from prunus.graph.rules.math import merge, without
 
 
 @rule("rot90")
@@ -42,7 +42,7 @@ def unpool(call: Call) -> None:
     tensor, index = call.args[:2]
     space = [-1 - i for i in range(2 if call.name == "max_unpool2d" else 3)]
     for value in (tensor, index):
-        without(call, value, space, "acts on space")
+        without(call, value, space, "slides over this axis")
     planes = [p for p in merge(call, [tensor, index], tensor.dim()) if all(p.shape[d] == 1 for d in space)]
     call.give(call.out, planes)
 

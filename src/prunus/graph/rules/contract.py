@@ -6,11 +6,11 @@ from math import prod
 
 from torch import Tensor
 
-from prunus.graph.atoms import Plane, match, overlap
+from prunus.graph.atoms import Plane, alike, match, overlap, varying
 from prunus.graph.flow import Call, rule
-from prunus.graph.rules_attention import lift, multiply
-from prunus.graph.rules_math import tie_vector, without
-from prunus.graph.rules_move import source_of
+from prunus.graph.rules.attention import lift, multiply
+from prunus.graph.rules.math import tie_vector, without
+from prunus.graph.rules.move import source_of
 
 _FIXED = "contracted with a tensor of fixed size"
 
@@ -23,10 +23,15 @@ def contract(call: Call, a: Tensor, b: Tensor, la: str, lb: str, lo: str) -> lis
     sides = [(a, la), (b, lb)]
     weights = [call.info(t).source is not None for t, _ in sides]
     macs = prod(sizes.values())
-    if not any(weights):
-        call.flow.count(None, macs)
-        return multiply(call, a, b, la, lb, lo, "".join(c for c in la if c in lb and c in lo))
-    call.flow.count(call.info(b if weights[1] else a).source, macs)
+    batched = "".join(c for c in la if c in lb and c in lo)
+    source = call.info(b if weights[1] else a).source
+    call.flow.count(source, macs)
+    if source is None or any(_headed(call, t, letters, batched) for t, letters in sides):
+        for (tensor, letters), own in zip(sides, weights, strict=True):
+            for plane in call.info(tensor).planes if own and not all(weights) else ():
+                inside = any(letters[d] not in lo for d in varying(plane))
+                call.flow.play(plane, "in" if inside else "out")
+        return multiply(call, a, b, la, lb, lo, batched)
     inner = [i for i, letter in enumerate(every) if letter in la and letter in lb and letter not in lo]
     batch = [i for i, letter in enumerate(every) if letter in la and letter in lb and letter in lo]
     contracted: list[list[Plane]] = [[], []]
@@ -64,10 +69,18 @@ def contract(call: Call, a: Tensor, b: Tensor, la: str, lb: str, lo: str) -> lis
     return given
 
 
+def _headed(call: Call, tensor: Tensor, letters: str, batched: str) -> bool:
+    """Whether it is an axis taken apart that lies along the batched axes and others: heads, also of a parameter."""
+    dims = [{letters[d] in batched for d in varying(plane)} for plane in call.info(tensor).planes]
+    return any(len(kinds) == 2 for kinds in dims)
+
+
 def _tie_sides(call: Call, sides: list[list[Plane]]) -> None:
     for side in (0, 1):
         for plane in sides[side]:
             others = [q for q in sides[1 - side] if overlap(plane, q)]
+            if len(others) > 1:  # several axes flattened into one, each with its own plane
+                others = [q for q in others if alike(plane, q)] or others
             if not others:
                 call.flow.atoms.freeze(plane, call.reason(_FIXED))
             for q in others:
@@ -182,9 +195,9 @@ def convolution(call: Call) -> None:
     info = call.info(weight)
     spatial = x.shape if transposed else call.out.shape
     call.flow.count(info.source, weight.numel() * x.shape[0] * prod(spatial[2:]))
-    entering = without(call, x, [d for d in range(x.dim()) if d != 1], "acts on space")
+    entering = without(call, x, [d for d in range(x.dim()) if d != 1], "slides over this axis")
     for extra in entering[1:]:
-        atoms.freeze(extra, call.reason("two atoms at one position"))
+        atoms.freeze(extra, call.reason("units of two kinds lie along one axis"))
     inputs = entering[0].reshape(-1) if entering else None
     kernel = _flat_axes(call, weight)
     leading, second = kernel.get(0), kernel.get(1)
@@ -234,7 +247,7 @@ def _flat_axes(call: Call, weight: Tensor) -> dict[int, Plane]:
             continue
         dim = 0 if fixed.shape[0] > 1 else 1
         if dim in axes or (fixed.shape[0] > 1 and fixed.shape[1] > 1):
-            call.flow.atoms.freeze(fixed, call.reason("two atoms at one position"))
+            call.flow.atoms.freeze(fixed, call.reason("units of two kinds lie along one axis"))
             continue
         axes[dim] = fixed.reshape(-1)
     return axes

@@ -55,7 +55,7 @@ def keep(call: Call) -> None:
     tensor = call.args[0]
     for other in call.args[1:]:
         if isinstance(other, Tensor) and call.info(other).planes:
-            call.freeze(other, "a mask over a prunable axis")
+            call.freeze(other, "a mask of fixed size lies over this axis")
     info = call.info(tensor)
     for out in call.outputs:
         planes = list(info.planes) if out.shape == tensor.shape else []
@@ -153,8 +153,15 @@ def slice_(call: Call) -> None:
         planes = _in_parts(call, tensor, dim, size // length, False, why)
     else:
         planes = _without(call, tensor, dim, why)
-    taken = [compress(p.expand(tensor.shape)[(slice(None),) * dim + (slice(start, stop, step),)]) for p in planes]
+    taken = [_part(p, tensor, dim, slice(start, stop, step)) for p in planes]
     call.give(call.out, taken, call.info(tensor).source)
+
+
+def _part(plane: Plane, tensor: Tensor, dim: int, positions: slice) -> Plane:
+    """Some positions along one axis of a tensor (perhaps none: an expert that no token was sent to)."""
+    if plane.shape[dim] == 1:
+        return plane
+    return compress(plane.expand(tensor.shape)[(slice(None),) * dim + (positions,)])
 
 
 def _bounds(call: Call, values: list[int]) -> list[int] | None:
@@ -165,11 +172,35 @@ def _bounds(call: Call, values: list[int]) -> list[int] | None:
     return found
 
 
+@rule("as_strided")
+def as_strided(call: Call) -> None:
+    """Other steps for axes of length one: pooling to one pixel marks its output as channels-last so."""
+    tensor, shape, steps = call.args[0], tuple(call.args[1]), tuple(call.args[2])
+    dense = 1
+    for size, step in reversed([pair for pair in zip(shape, steps, strict=True) if pair[0] > 1]):
+        if step != dense:
+            break
+        dense *= size
+    # Shape and order of the entries are what they were: all of them, the last axis first.
+    held = tensor.untyped_storage().nbytes() // tensor.itemsize
+    if shape != tuple(tensor.shape) or not dense == tensor.numel() == held:
+        call.freeze(tensor, "steps through memory in its own way")
+        call.give(call.out, [])
+    else:
+        call.give(call.out, list(call.info(tensor).planes), call.info(tensor).source)
+
+
 @rule("select")
 def select(call: Call) -> None:
     tensor = call.args[0]
     dim, index = call.get(1, "dim") % tensor.dim(), call.get(2, "index")
-    planes = _fixed_along(call, tensor, dim, "takes one position")
+    why = call.reason("takes one position")
+    planes = []
+    for plane in call.info(tensor).planes:
+        if varying(plane) == (dim,):
+            call.flow.owe(call.out, plane, why)
+        elif call.flow.atoms.fix(plane, [dim], why) is not None:
+            planes.append(plane)
     call.give(call.out, [compress(p.expand(tensor.shape).select(dim, index)) for p in planes], call.info(tensor).source)
 
 
@@ -184,7 +215,7 @@ def _fixed_along(call: Call, tensor: Tensor, dim: int, why: str) -> list[Plane]:
 def unbind(call: Call) -> None:
     tensor = call.args[0]
     dim = call.get(1, "dim", 0) % tensor.dim()
-    planes = _fixed_along(call, tensor, dim, "takes the axis apart")
+    planes = _fixed_along(call, tensor, dim, "the code takes every position along this axis on its own")
     for i, out in enumerate(call.out):
         call.give(out, [compress(p.expand(tensor.shape).select(dim, i)) for p in planes], call.info(tensor).source)
 
@@ -200,12 +231,13 @@ def split(call: Call) -> None:
         known = every * len(sizes)
     if len(sizes) == 1:
         planes = list(call.info(tensor).planes)
-    elif known is not None and not any(isinstance(v, Size) and v.free() for v in known):
+    elif known is not None and _leaves_one_free(known):
         planes = list(call.info(tensor).planes)
         for plane in [p for p in planes if p.shape[dim] > 1]:
             start = 0
             for part in known:
-                call.flow.lengths.govern(plane.narrow(dim, start, int(part)), dim, part)
+                if not (isinstance(part, Size) and part.free()):
+                    call.flow.lengths.govern(plane.narrow(dim, start, int(part)), dim, part)
                 start += int(part)
     elif len(set(sizes)) == 1:
         planes = _in_parts(call, tensor, dim, len(sizes), False, why)
@@ -213,9 +245,16 @@ def split(call: Call) -> None:
         planes = _without(call, tensor, dim, why)
     start = 0
     for out, size in zip(call.out, sizes, strict=True):
-        taken = [compress(p.expand(tensor.shape).narrow(dim, start, size)) for p in planes]
+        taken = [_part(p, tensor, dim, slice(start, start + size)) for p in planes]
         call.give(out, taken, call.info(tensor).source)
         start += size
+
+
+def _leaves_one_free(parts: list[int]) -> bool:
+    """Whether it is known what each part of a split measures, but for one that can be the rest."""
+    free = [isinstance(v, Size) and v.free() for v in parts]
+    named = [isinstance(v, Size) and v.target is not None for v in parts]
+    return not any(free) or (sum(free) == 1 and all(f or n for f, n in zip(free, named, strict=True)))
 
 
 @rule("glu")
@@ -229,8 +268,8 @@ def glu(call: Call) -> None:
 @rule("cat", "concat", "concatenate")
 def cat(call: Call) -> None:
     dim = call.get(1, "dim", 0)
-    # Empty one-dimensional tensors may be concatenated with anything (a legacy rule of PyTorch).
-    parts = [t for t in call.args[0] if not (t.dim() == 1 and t.numel() == 0)]
+    # Empty parts may be without atoms (one-dimensional ones fit anything, a legacy rule of PyTorch).
+    parts = [t for t in call.args[0] if t.dim() == call.out.dim() and (t.shape[dim] > 0 or call.info(t).planes)]
     _join(call, parts, [call.info(t).planes for t in parts], dim % call.out.dim(), [tuple(t.shape) for t in parts])
 
 
@@ -275,9 +314,13 @@ def _join(
     if any(plain):
         for own in plain:
             for extra in own[1:]:
-                atoms.freeze(extra, call.reason("two atoms at one position"))
+                atoms.freeze(extra, call.reason("units of two kinds lie along one axis"))
         given.append(_strung(plain, shapes, dim))
-    call.give(call.out, given, source_of(call, *parts))
+    source = source_of(call, *parts)
+    for info in (call.info(part) for part in parts):
+        for plane in info.planes if source is None and info.source is not None else ():
+            call.flow.play(plane, "bias")  # a learned token beside computed ones: masked, it is zero like these
+    call.give(call.out, given, source)
 
 
 def _strung(planes: list[list[Plane]], shapes: list[tuple[int, ...]], dim: int) -> Plane:

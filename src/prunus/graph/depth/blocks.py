@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from prunus.core.errors import DataError, StructureError
 from prunus.core.groups import Member, Role
 from prunus.core.task import Example
-from prunus.graph.depth_drop import CONTAINERS, BlockGroup
-from prunus.graph.depth_trial import Candidate, Trials
+from prunus.graph.depth.drop import CONTAINERS, BlockGroup
+from prunus.graph.depth.trial import Candidate, Trials
 from prunus.graph.running import one_sample, unwrap
 
 
@@ -25,8 +25,9 @@ class Blocks:
 
     Attributes:
         groups: one per container of which something can be removed, in the order of the model. Its name is the
-            container's path (`layers`); that of blocks which are replaced ends in a star (`encoder.*`).
-        refused: the path of every other entry of a container -> the reason.
+            container's path (`layers`); that of blocks which are replaced ends in a star (`encoder.*`). Of branches
+            one per place in all layers (`layers.*.attn`).
+        refused: the path of every other entry of a container, or of every other module that joins a sum -> the reason.
     """
 
     groups: tuple[BlockGroup, ...]
@@ -63,11 +64,7 @@ def blocks(
         StructureError: the parameters have no values (meta device, lazy modules), so nothing can be tried.
     """
     model = unwrap(model)
-    for name, parameter in model.named_parameters():
-        if parameter.is_meta or isinstance(parameter, nn.parameter.UninitializedParameter):
-            raise StructureError(
-                f"{name} has no values, and blocks are found by running the model: load weights (random ones will do)"
-            )
+    check_values(model, "blocks")
     skip = set(exclude)
     candidates = [c for c in _candidates(model) if c.name not in skip]
     others = [c for c in _attributes(model) if c.name not in skip]
@@ -104,6 +101,15 @@ def blocks(
     return Blocks(tuple(_groups(model, taken, trials, at_least)), refused)
 
 
+def check_values(model: nn.Module, what: str) -> None:
+    """Raise `StructureError` where parameters have no values, so that nothing can be tried."""
+    for name, parameter in model.named_parameters():
+        if parameter.is_meta or isinstance(parameter, nn.parameter.UninitializedParameter):
+            raise StructureError(
+                f"{name} has no values, and {what} are found by running the model: load weights (random ones will do)"
+            )
+
+
 def _settled(trials: Trials, candidates: list[Candidate], taken: list[Candidate]) -> dict[str, str]:
     """Add the candidates that are the identity at zero and can be removed to `taken`; returns the others' reasons."""
     refused = trials.identities(candidates) if candidates else {}
@@ -126,14 +132,14 @@ NOT_PLAIN = "it is no entry of a container, and takes or returns more than one t
 
 def _attributes(model: nn.Module) -> list[Candidate]:
     """Modules of modules that are attributes rather than entries of a container."""
-    places = _places(model)
+    places = places_of(model)
     found = []
     for path, owner in model.named_modules():
         if type(owner) in CONTAINERS:
             continue
         for i, key in enumerate(owner._modules):
             name = f"{path}.{key}" if path else key
-            own, inside = _own(model, [name], places) if owner._modules[key] is not None else ((), 0)
+            own, inside = own_parameters(model, [name], places) if owner._modules[key] is not None else ((), 0)
             if own and _emptied(model, name):
                 found.append(Candidate(name, path, i, own, len(own) < inside, replace=True))
     return found
@@ -151,20 +157,20 @@ def _direct(module: nn.Module) -> Iterator[Tensor]:
 
 def _candidates(model: nn.Module) -> list[Candidate]:
     """Every entry of a container that owns parameters which nothing outside of it uses."""
-    places = _places(model)
+    places = places_of(model)
     found = []
     for path, container in model.named_modules():
         if not isinstance(container, CONTAINERS) or len(container._modules) < 2:
             continue
         for i, (key, entry) in enumerate(container._modules.items()):
             name = f"{path}.{key}" if path else key
-            own, inside = _own(model, [name] if entry is not None else [], places)
+            own, inside = own_parameters(model, [name] if entry is not None else [], places)
             if own:
                 found.append(Candidate(name, path, i, own, len(own) < inside))
     return found
 
 
-def _places(model: nn.Module) -> dict[str, list[str]]:
+def places_of(model: nn.Module) -> dict[str, list[str]]:
     """Parameter name -> all names of the same parameter."""
     names: dict[int, list[str]] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
@@ -172,7 +178,9 @@ def _places(model: nn.Module) -> dict[str, list[str]]:
     return {name: names[id(parameter)] for name, parameter in model.named_parameters()}
 
 
-def _own(model: nn.Module, modules: Sequence[str], places: dict[str, list[str]]) -> tuple[tuple[str, ...], int]:
+def own_parameters(
+    model: nn.Module, modules: Sequence[str], places: dict[str, list[str]]
+) -> tuple[tuple[str, ...], int]:
     """The parameters of these modules that nothing else uses, and the number of all of theirs."""
     inside = [n for m in modules for n, _ in model.get_submodule(m).named_parameters(prefix=m)]
     prefixes = tuple(f"{m}." for m in modules)
@@ -183,11 +191,11 @@ def _together(
     model: nn.Module, trials: Trials, taken: Sequence[Candidate], skip: set[str]
 ) -> Iterator[list[Candidate]]:
     """Lists of equal length that one module may go through together: their entries at one position."""
-    places = _places(model)
+    places = places_of(model)
     for path, owner in model.named_modules():
         lists: dict[int, list[str]] = {}
         for name, child in owner.named_children():
-            if isinstance(child, nn.ModuleList) and len(child) > 1:
+            if isinstance(child, nn.ModuleList) and len(child) > 1 and None not in child._modules.values():
                 lists.setdefault(len(child), []).append(f"{path}.{name}" if path else name)
         for length, paths in lists.items():
             with_own = sorted(paths, key=lambda p: not any(True for _ in model.get_submodule(p).parameters()))
@@ -196,7 +204,7 @@ def _together(
             found = []
             for i in range(length):
                 entries = [f"{p}.{i}" for p in with_own]
-                own, inside = _own(model, entries, places)
+                own, inside = own_parameters(model, entries, places)
                 if own and entries[0] in trials.called and not skip & set(entries):
                     twins = tuple(with_own[1:])
                     found.append(Candidate(entries[0], with_own[0], i, own, len(own) < inside, twins))
@@ -232,7 +240,7 @@ def _groups(model: nn.Module, taken: list[Candidate], trials: Trials, at_least: 
         for unit, candidate in enumerate(own):
             zeroed = set(trials.zeroed[candidate.name])
             mine = [
-                Member(n, role=_role(n, shapes) if n in zeroed else "other", buffer=n not in zeroed, unit=unit)
+                Member(n, role=role_of(n, shapes) if n in zeroed else "other", buffer=n not in zeroed, unit=unit)
                 for n in candidate.parameters
             ]
             entries = [f"{p}.{candidate.entry}" for p in candidate.places] if candidate.twins else [candidate.name]
@@ -257,7 +265,7 @@ def _groups(model: nn.Module, taken: list[Candidate], trials: Trials, at_least: 
     return groups
 
 
-def _role(name: str, shapes: dict[str, tuple[int, ...]]) -> Role:
+def role_of(name: str, shapes: dict[str, tuple[int, ...]]) -> Role:
     """A parameter's role in its block, by its shape: matrices and kernels are what it weighs."""
     shape = shapes[name]
     if sum(n > 1 for n in shape) > 1:

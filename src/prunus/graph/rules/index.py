@@ -12,7 +12,7 @@ from torch import Tensor
 
 from prunus.graph.atoms import Plane, aligned, compress, match, varying
 from prunus.graph.flow import Call, rule
-from prunus.graph.rules_math import merge, pointwise, without
+from prunus.graph.rules.math import merge, pointwise, without
 
 
 @rule("embedding")
@@ -67,7 +67,10 @@ def index(call: Call) -> None:
         cursor += width
     planes = []
     for plane in call.info(tensor).planes:
-        if call.flow.atoms.fix(plane, dims, call.reason("picks positions")) is None:
+        if len(dims) == 1 and plane.shape[dims[0]] > 1 and (ends := _named(call, indices, plane.shape[dims[0]])):
+            for start, length in ends:
+                call.flow.lengths.govern(plane.narrow(dims[0], start, length), dims[0], length)
+        elif call.flow.atoms.fix(plane, dims, call.reason("picks positions")) is None:
             continue
         if all(plane.shape[d] == 1 for d in dims):
             planes.append(torch.ops.aten.index.Tensor(plane, _first(indices)))
@@ -77,6 +80,22 @@ def index(call: Call) -> None:
             here = [None if e is None else e.cpu() for e in indices]
             planes.append(compress(torch.ops.aten.index.Tensor(plane.expand(tensor.shape), here)))
     call.give(call.out, planes, call.info(tensor).source)
+
+
+def _named(call: Call, indices: list[Any], size: int) -> list[tuple[int, int]]:
+    """What must stay of an axis (start, length) from which the code itself takes few positions, such as `x[:, [-1]]`.
+
+    Positions are counted from the beginning, or from the end where they are negative. None if they are computed.
+    """
+    places = [entry for entry in indices if entry is not None]
+    if len(places) != 1 or places[0].is_meta or _is_mask(places[0]) or not 0 < places[0].numel() < size:
+        return []
+    values = places[0].reshape(-1).tolist()
+    known = call.flow.lengths.sizes_of(values)
+    if known is None or any(type(v) is not int for v in known):
+        return []
+    head, tail = max(values) + 1, -min(values)
+    return [(0, head)] * (head > 0) + [(size - tail, tail)] * (tail > 0)
 
 
 def _is_mask(entry: Tensor) -> bool:
@@ -126,8 +145,11 @@ def gather(call: Call) -> None:
         call.give(call.out, [])
         return
     _same_extent(call, x, index, dim)
-    planes = [*without(call, x, [dim], "picks positions"), *without(call, index, [dim], "used as an index")]
-    call.give(call.out, _joined(call, planes))
+    planes, given = without(call, x, [dim], "picks positions"), without(call, index, [dim], "used as an index")
+    for plane in [p for p in given if match(p, planes) is None]:
+        if any(x.shape[d] > 1 for d in varying(plane)):  # fewer indices would take the first of what is there
+            call.flow.atoms.freeze(plane, call.reason("meets a tensor of fixed size"))
+    call.give(call.out, _joined(call, [*planes, *given]))
 
 
 @rule("scatter", "scatter_add", "scatter_reduce")

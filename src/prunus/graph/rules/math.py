@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor
@@ -9,9 +10,10 @@ from torch import Tensor
 from prunus.core.groups import Role
 from prunus.graph.atoms import Plane, aligned, match, varying
 from prunus.graph.flow import Call, rule
-from prunus.graph.rules_move import source_of
+from prunus.graph.rules.move import source_of
+from prunus.graph.sizes import Size
 
-_ADDING = frozenset(("add", "sub", "rsub"))
+_ADDING = frozenset(("add", "sub", "rsub", "where", "addcmul", "addcdiv", "lerp"))
 
 
 # Element-wise, but not tagged so by PyTorch.
@@ -141,7 +143,9 @@ def reduce(call: Call) -> None:
         keep = list(call.info(tensor).planes)
         if call.name == "mean" and len(dims) == 1:
             keep = [p for p in keep if not (varying(p) == (dims[0],) and call.flow.averaged(p))]
-        fixed = [call.flow.atoms.fix(p, dims, call.reason("reduces over a prunable axis")) for p in keep]
+        elif _adds_up(call) and tensor in call.flow.zeros:  # zeros that are left out make no difference
+            keep = [p for p in keep if not set(varying(p)) <= set(dims)]
+        fixed = [call.flow.atoms.fix(p, dims, call.reason(_reduced(call.name, source))) for p in keep]
         planes = [p for p in fixed if p is not None]
     for out in outputs:
         if out.dim() == tensor.dim():
@@ -149,6 +153,22 @@ def reduce(call: Call) -> None:
         else:
             left = [d for d in range(tensor.dim()) if d not in dims]
             call.give(out, [p.permute(*left, *dims).reshape([p.shape[d] for d in left]) for p in planes], source)
+
+
+def _adds_up(call: Call) -> bool:
+    """Whether it is a sum, or a p-norm with p > 0."""
+    order = call.get(1, "ord" if call.name == "linalg_vector_norm" else "p", 2)
+    if call.name in ("norm", "linalg_vector_norm"):
+        return isinstance(order, int | float) and order > 0
+    return call.name in ("sum", "nansum")
+
+
+def _reduced(name: str, source: str | None) -> str:
+    """Why nothing can leave an axis that is reduced."""
+    if name in ("mean", "var", "std", "var_mean", "std_mean"):
+        what = "weights are normalized over this axis" if source is not None else "averages over this axis"
+        return f"{what}, so that what is left depends on how many positions there are"
+    return "reduces over this axis, where what is masked need not be zero"
 
 
 @rule(
@@ -160,7 +180,7 @@ def along_one_axis(call: Call) -> None:
     position = 2 if call.name in ("topk", "kthvalue") else 1
     dim = call.get(position, "dim", -1)
     dims = list(range(tensor.dim())) if not isinstance(dim, int) or isinstance(dim, bool) else [dim]
-    planes = without(call, tensor, dims, "mixes the positions of a prunable axis")
+    planes = without(call, tensor, dims, "mixes all positions along this axis")
     for out in call.outputs:
         call.give(out, planes if out.dim() == tensor.dim() else [])
 
@@ -178,7 +198,7 @@ def over_space(call: Call) -> None:
     """Pooling, padding by copies and resizing act on each channel alone."""
     tensor = call.args[0]
     digit = next(int(c) for c in call.name if c in "123")
-    planes = without(call, tensor, _space(digit), "acts on space")
+    planes = without(call, tensor, _space(digit), "slides over this axis")
     for out in call.outputs:
         call.give(out, planes)
 
@@ -187,7 +207,7 @@ def over_space(call: Call) -> None:
 def grid(call: Call) -> None:
     call.freeze(call.args[1], "used as a sampling grid")
     tensor = call.args[0]
-    call.give(call.out, without(call, tensor, _space(tensor.dim() - 2), "acts on space"))
+    call.give(call.out, without(call, tensor, _space(tensor.dim() - 2), "slides over this axis"))
 
 
 @rule(
@@ -198,10 +218,13 @@ def grid(call: Call) -> None:
 def batch_norm(call: Call) -> None:
     """Channels are normalized one by one: the per-channel vectors tie with the channels."""
     tensor = call.args[0]
-    planes = without(call, tensor, [d for d in range(tensor.dim()) if d != 1], "normalizes over this axis")
+    why = "normalizes over this axis"
+    if call.info(tensor).source is not None:
+        why = "weights are standardized: the mean and the variance of each filter run over its inputs"
+    planes = without(call, tensor, [d for d in range(tensor.dim()) if d != 1], why)
     channel = planes[0] if planes else None
     for extra in planes[1:]:
-        call.flow.atoms.freeze(extra, call.reason("two atoms at one position"))
+        call.flow.atoms.freeze(extra, call.reason("units of two kinds lie along one axis"))
     names = ("weight", "bias", "running_mean", "running_var")
     for i, name in enumerate(names):
         vector = call.get(1 + i, name)
@@ -233,14 +256,33 @@ def tie_vector(call: Call, plane: Plane | None, dim: int, vector: Tensor, role: 
 
 @rule("native_layer_norm", "layer_norm", "_fused_layer_norm")
 def layer_norm(call: Call) -> None:
-    """The statistics run over the normalized axes, so nothing can leave these."""
+    """The statistics run over the normalized axes, so nothing can leave these, unless they may become others."""
     tensor, shape = call.args[0], call.get(1, "normalized_shape")
+    last = tensor.dim() - 1
+    along = [p for p in call.info(tensor).planes if p.shape[-1] > 1]
+    weight, bias = call.get(2, "weight"), call.get(3, "bias")
+    single = len(shape) == len(along) == 1 and varying(along[0]) == (last,)
+    if single and call.name != "rms_norm" and call.flow.loosened(along[0], weight):
+        for vector, role in ((weight, "scale"), (bias, "shift")):
+            if isinstance(vector, Tensor):
+                tie_vector(call, along[0], last, vector, "scale" if role == "scale" else "shift")
+        _sized(call, along[0], shape)
+        call.flow.mark(along[0], "width")
+        call.give(call.outputs[0], list(call.info(tensor).planes))
+        return
     planes = without(call, tensor, _space(len(shape)), "its statistics run over this axis")
-    for vector in (call.get(2, "weight"), call.get(3, "bias")):
+    for vector in (weight, bias):
         if isinstance(vector, Tensor):
             call.freeze(vector, "its statistics run over this axis")
-    outputs = call.outputs
-    call.give(outputs[0], planes)
+    call.give(call.outputs[0], planes)
+
+
+def _sized(call: Call, plane: Plane, shape: Sequence[int]) -> None:
+    """The axis follows the size that the code gave; what a module keeps beside its own weight is repaired anyway."""
+    for size in call.flow.lengths.sizes_of(shape) or ():
+        target = size.target if isinstance(size, Size) else None
+        if target is None or target.partition("[")[0].rpartition(".")[2] != "normalized_shape":
+            call.flow.lengths.govern(plane, plane.dim() - 1, size)
 
 
 @rule("_fused_rms_norm", "rms_norm")
@@ -252,6 +294,7 @@ def rms_norm(call: Call) -> None:
         layer_norm(call)
     elif call.flow.averaged(along[0]):
         tie_vector(call, along[0], tensor.dim() - 1, weight, "scale")
+        _sized(call, along[0], call.get(1, "normalized_shape"))
         call.give(call.outputs[0], list(call.info(tensor).planes))
     else:
         layer_norm(call)
@@ -265,8 +308,12 @@ def group_norm(call: Call) -> None:
     planes = without(call, tensor, [d for d in range(tensor.dim()) if d != 1], "its statistics run over this axis")
     channel = planes[0] if planes else None
     if channel is not None:
-        whole = channel.unflatten(1, (parts, channel.shape[1] // parts))
-        if call.flow.atoms.fix(whole, [2], call.reason("its statistics run over this axis")) is None:
+        size = channel.shape[1] // parts
+        whole = channel.unflatten(1, (parts, size))
+        if size > 1 and varying(channel) == (1,) and call.flow.loosened(channel, weight):
+            # As many positions of every part, so that the parts stay equally large.
+            call.flow.atoms.fix(whole, [1], call.reason("the parts that it normalizes are equally large"))
+        elif call.flow.atoms.fix(whole, [2], call.reason("its statistics run over this axis")) is None:
             channel = None
     for vector, role in ((weight, "scale"), (bias, "shift")):
         if isinstance(vector, Tensor):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 
 import torch
@@ -43,7 +44,7 @@ def together(call: Call, sides: Sequence[Sequence[Plane]], kind: str = "head") -
     return kept
 
 
-@rule("_scaled_dot_product_flash_attention", "_scaled_dot_product_flash_attention_for_cpu",
+@rule("attention", "_scaled_dot_product_flash_attention", "_scaled_dot_product_flash_attention_for_cpu",
       "_scaled_dot_product_efficient_attention", "_scaled_dot_product_attention_math",
       "_scaled_dot_product_cudnn_attention", "_scaled_dot_product_fused_attention_overrideable")  # fmt: skip
 def attention(call: Call) -> None:
@@ -61,6 +62,9 @@ def attention(call: Call) -> None:
         planes = list(call.info(tensor).planes)
         if i == 2 and not any(d in batch for p in planes for d in varying(p)):
             continue
+        if i == 1 and ndim == tensor.dim() > 3 and tensor.shape[-3] == 1:  # one head of keys for all queries
+            heads_only(call, planes, batch)
+            continue
         planes = heads_only(call, planes, batch)
         if tensor.dim() == ndim > 3 and tensor.shape[-3] != query.shape[-3]:
             share = query.shape[-3] // tensor.shape[-3]
@@ -68,6 +72,7 @@ def attention(call: Call) -> None:
         sides.append(planes)
     given = together(call, sides)
     passing = [] if len(sides) == 3 else [p for p in call.info(value).planes if varying(p) == (ndim - 1,)]
+    passing = _unless_headed(call, passing, given)
     for tensor in call.args[3:]:
         if isinstance(tensor, Tensor):
             _bias(call, tensor, given, ndim)
@@ -78,6 +83,20 @@ def attention(call: Call) -> None:
     call.give(outputs[0], [*given, *passing])
     for scratch in outputs[1:]:
         call.give(scratch, [])
+
+
+@rule("multi_head_attention_forward")
+def module(call: Call) -> None:
+    """`nn.MultiheadAttention` takes the width of its projections from its input: no head can leave it."""
+    given = inspect.signature(call.func).bind(*call.args, **call.kwargs).arguments
+    why = call.reason("its width is that of its input")
+    fixed = ("query", "key", "value", "in_proj_weight", "in_proj_bias", "bias_k", "bias_v")
+    for name in (*fixed, "q_proj_weight", "k_proj_weight", "v_proj_weight"):
+        for plane in call.info(given.get(name)).planes:
+            call.flow.atoms.freeze(plane, why)
+    for plane in call.info(given["out_proj_weight"]).planes:
+        if plane.shape[-1] > 1:
+            call.flow.atoms.freeze(plane, why)
 
 
 def _bias(call: Call, tensor: Tensor, heads: list[Plane], ndim: int) -> None:
@@ -93,6 +112,13 @@ def _bias(call: Call, tensor: Tensor, heads: list[Plane], ndim: int) -> None:
             call.flow.atoms.tie(plane, own[found], call.reason(_FIXED))
         elif any(shape[d] > 1 for d in varying(plane)):
             call.flow.atoms.freeze(plane, call.reason("a bias of fixed size lies along the heads"))
+
+
+def _unless_headed(call: Call, values: list[Plane], heads: Sequence[Plane]) -> list[Plane]:
+    """The width of values that all heads share: the axis into which both are joined shrinks by heads, so it stays."""
+    for plane in values if heads else ():
+        call.flow.atoms.freeze(plane, call.reason(_HEAD))
+    return [] if heads else values
 
 
 def multiply(call: Call, a: Tensor, b: Tensor, la: str, lb: str, lo: str, batch: str) -> list[Plane]:
@@ -128,7 +154,7 @@ def multiply(call: Call, a: Tensor, b: Tensor, la: str, lb: str, lo: str, batch:
     for plane in alone:  # the other operand is broadcast over these heads
         call.flow.mark(plane, "head")
     together(call, [[p for p in side if not any(p is q for q in alone)] for side in heads])
-    given += [p for side in heads for p in side]
+    given = _unless_headed(call, given, alone) + [p for side in heads for p in side]
     return _without_twins([p.reshape(p.shape[: len(lo)]) for p in given])
 
 

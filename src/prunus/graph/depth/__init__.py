@@ -1,0 +1,1 @@
+"""Whole blocks and residual branches: found by trying, dropped from containers or replaced."""
