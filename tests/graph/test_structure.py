@@ -229,3 +229,21 @@ def test_caches_that_a_forward_fills_are_left_as_they_were() -> None:
     structure, _ = prove(model, torch.randn(2, 4))
     assert producers(structure) == {"a.weight"}
     assert (model.cache, model.calls, hasattr(model, "last"), len(model._forward_hooks)) == ({}, 0, False, 0)
+
+
+@torch.library.custom_op("prunus_tests::linear", mutates_args=())
+def doubled(x: torch.Tensor) -> torch.Tensor:
+    """Not what `aten::linear` is, whatever its name."""
+    return x + x.flip(-1)
+
+
+def test_an_operation_of_ones_own_is_not_taken_for_another() -> None:
+    class Doubled(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return doubled(x)
+
+    net = nn.Sequential(nn.Linear(4, 8), Doubled(), nn.Linear(8, 2))
+    structure = trace(net, torch.randn(1, 4), probe=False)
+    assert not structure.groups
+    why = "prunus_tests::linear in 1: no rule for this operation (prunus.graph.rule registers one)"
+    assert structure.frozen["0.weight"] == why

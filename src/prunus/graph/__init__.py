@@ -6,6 +6,7 @@ from prunus.graph.depth.branches import branches
 from prunus.graph.depth.drop import BlockGroup
 from prunus.graph.depth.nothing import Nothing
 from prunus.graph.exported import exported
+from prunus.graph.flow import Call, rule
 from prunus.graph.mixture.experts import Experts, experts
 from prunus.graph.mixture.group import ExpertGroup
 from prunus.graph.structure import CoupledGroup, Structure, trace
@@ -15,6 +16,7 @@ from prunus.graph.verify import masked_, verify
 __all__ = [
     "BlockGroup",
     "Blocks",
+    "Call",
     "CoupledGroup",
     "Edit",
     "ExpertGroup",
@@ -31,6 +33,7 @@ __all__ = [
     "masked_",
     "prove_compact",
     "replay_",
+    "rule",
     "trace",
     "verify",
 ]

@@ -87,7 +87,13 @@ RULES: dict[str, Rule] = {}
 
 
 def rule(*names: str) -> Callable[[Rule], Rule]:
-    """Register a rule for the overload packets with these names."""
+    """Register a rule for operations: ATen's by their names (`relu`), others with their library's (`mine::twice`).
+
+    A rule is called after the operation has run. `call.info(tensor).planes` says to which atom (a position along an
+    axis of a parameter; 0 is none) each element of an argument belongs; `call.give(out, planes)` says it of an output;
+    `call.flow.atoms.tie` and `call.freeze` note what has to go together and what must stay. What it gets wrong, the
+    trial removal of `trace` finds out.
+    """
 
     def register(function: Rule) -> Rule:
         RULES.update(dict.fromkeys(names, function))
@@ -182,6 +188,8 @@ class Flow(TorchDispatchMode):
     ) -> Any:
         kwargs = kwargs or {}
         name = func.overloadpacket.__name__
+        if func.namespace != "aten":  # someone's own operation, whatever its name
+            name = f"{func.namespace}::{name}"
         if not self.asleep and name not in RULES and func.namespace == "aten" and func._can_decompose():
             # In inference mode compositions arrive whole; PyTorch itself says of what they are made.
             with self:
@@ -212,7 +220,7 @@ class Flow(TorchDispatchMode):
         zero, noted = self.zeros.after(call, inputs), self.atoms.noted
         try:
             if found is None:
-                self._freeze_all(call, inputs, "no rule for this operation")
+                self._freeze_all(call, inputs, "no rule for this operation (prunus.graph.rule registers one)")
             else:
                 found(call)
         except (RuntimeError, IndexError, ValueError, TypeError, AttributeError) as error:
