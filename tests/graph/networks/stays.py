@@ -21,6 +21,7 @@ timm/pvt_v2_b0 timm/pvt_v2_b2_li timm/twins_pcpvt_small timm/twins_svt_small tim
 timm/tnt_s_patch16_224 timm/nest_tiny timm/davit_tiny timm/gcvit_xxtiny timm/volo_d1_224 timm/tiny_vit_5m_224
 timm/coat_lite_tiny timm/efficientformerv2_s0 timm/caformer_s18
 transformers/BloomForCausalLM other/seq2seq_transformer
+transformers/IBertForSequenceClassification
 """),
     ("neuron",): words("""
 timm/levit_conv_128s
