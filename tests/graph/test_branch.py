@@ -18,9 +18,9 @@ from prunus.core.errors import SpecError, StructureError
 from prunus.deploy.manifest import NothingRecord
 from prunus.graph import Blocks, Edit, Nothing, branches, compact, masked_, replay_, trace, verify
 from prunus.parts.granularity import Branch
+from tests.graph.depth_nets import removed
 from tests.graph.nets import Net
 from tests.graph.proof import disturb, some
-from tests.graph.test_depth import removed
 
 
 class Attention(nn.Module):

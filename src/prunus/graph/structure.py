@@ -97,7 +97,9 @@ def trace(
     unless `exact` is False: then they are groups that say so (`CoupledGroup.statistics`), and what is tried and proved
     of them is that compact and masked model agree if the masked one normalizes over the kept positions only.
 
-    Cost: one run on the first sample for the flow, and with `probe` at least two more and two float64 copies.
+    Cost: one run on the first sample for the flow, whose products are not computed unless the forward depends on their
+    numbers; one of the example in training mode where something is read in training only; and with `probe` at least two
+    more on the sample and two float64 copies.
 
     Raises:
         DataError: the model cannot run the example.

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import base64
-import hashlib
 from dataclasses import dataclass
-from functools import cache
 
-from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 from markupsafe import Markup
 
 from prunus.core.groups import Group
+from prunus.report import offline
 from prunus.report.coupling import Coupling, axis_name, in_words, integers, reason_in_words
 from prunus.report.coupling_picture import DARK_BAND, LIGHT_BAND, STYLE, colour_of, drawn, signs, units_of
 from prunus.report.coupling_rows import Fold, layout
@@ -36,17 +33,14 @@ class _Entry:
 
 def page(found: Coupling) -> str:
     """The whole document. It is complete without JavaScript, which only lights groups up and switches the colours."""
-    environment = _environment()
-    script = environment.loader.get_source(environment, "coupling.js")[0].strip() if environment.loader else ""
-    # Nothing may be fetched, and no script but this one may run, whatever a name contains.
-    allowed = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    policy = f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{allowed}'"
+    environment = offline.environment()
+    script, policy = offline.script(environment, "coupling.js")
     short, full = layout(found), layout(found, fold=False)
     colours = {lane.key: colour_of(lane) for lane in full.lanes}
     return environment.get_template("coupling.html").render(
         found=found,
         policy=policy,
-        script=Markup(script),  # our own file
+        script=script,
         style=Markup(PLOT_STYLE + STYLE),
         light=Markup(f"{variables()};{LIGHT_BAND}"),
         dark=Markup(f"{variables(dark=True)};{DARK_BAND}"),
@@ -60,17 +54,6 @@ def page(found: Coupling) -> str:
         shown=len(full.rows),
         entries=_entries(found, colours),
         whole=[(reason_in_words(reason), names) for reason, names in found.frozen.items()],
-    )
-
-
-@cache
-def _environment() -> Environment:
-    return Environment(
-        loader=PackageLoader("prunus.report", "templates"),
-        autoescape=select_autoescape(default=True, default_for_string=True),
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
     )
 
 

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import math
 from collections.abc import Callable
 from functools import cache
 
-from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
+from jinja2 import Environment
 from markupsafe import Markup
 
-from prunus.report import figures, words
+from prunus.report import figures, offline, words
 from prunus.report.axes import SparsityAxis
 from prunus.report.plots import (
     accuracy_svg,
@@ -32,17 +30,14 @@ WIDE, NARROW = 920, 400
 def page(report: Report) -> str:
     """The whole document. Content is complete without JavaScript, which only sorts tables and switches the colours."""
     environment = _environment()
-    script = environment.loader.get_source(environment, "report.js")[0].strip() if environment.loader else ""
-    # Nothing may be fetched, and no script but this one may run, whatever a name or a note contains.
-    allowed = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    policy = f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{allowed}'"
+    script, policy = offline.script(environment, "report.js")
     numbers = indices(report)
     timed = [m for m in report.methods if m.latency is not None]
     times = [t.q75_ms for m in timed for t in (m.latency, m.latency_dense) if t is not None and math.isfinite(t.q75_ms)]
     return environment.get_template("report.html").render(
         r=report,
         policy=policy,
-        script=Markup(script),  # our own file
+        script=script,
         style=Markup(STYLE),
         light=Markup(variables()),
         dark=Markup(variables(dark=True)),
@@ -61,13 +56,7 @@ def page(report: Report) -> str:
 
 @cache
 def _environment() -> Environment:
-    environment = Environment(
-        loader=PackageLoader("prunus.report", "templates"),
-        autoescape=select_autoescape(default=True, default_for_string=True),
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    environment = offline.environment()
     environment.globals.update(
         f=figures,
         words=words,

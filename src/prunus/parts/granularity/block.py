@@ -1,19 +1,17 @@
 """Whole residual blocks and layers: depth."""
 
-import fnmatch
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 from torch import nn
 
-from prunus.core.errors import SpecError, StructureError, listed
 from prunus.core.groups import Group
-from prunus.core.part import Granularity, Reduce
+from prunus.parts.granularity.tried import Tried, with_parts
 
 
 @dataclass(frozen=True)
-class Block(Granularity):
+class Block(Tried):
     """Blocks that are the identity once their parameters are zero: residual blocks, transformer layers; and branches
     that are added up.
 
@@ -29,34 +27,19 @@ class Block(Granularity):
         at_least: entries that every container keeps, those that cannot be removed included.
     """
 
-    reduce: Reduce = "sum"
-    exclude: tuple[str, ...] = ()
-    at_least: int = 1
-    structure: ClassVar[Literal["unstructured", "semi-structured", "structured"]] = "structured"
+    uneven: ClassVar[bool] = True
+    noun: ClassVar[str] = "block"
+    nouns: ClassVar[str] = "blocks"
+    gone: ClassVar[str] = "removed whole"
+    nothing: ClassVar[str] = "no container of it has two entries with parameters of their own"
 
-    def __post_init__(self) -> None:
-        if self.at_least < 1:
-            raise SpecError(f"{type(self).__name__}(at_least={self.at_least}): a container keeps at least 1 entry")
-        if self.reduce == "mean":
-            raise SpecError(
-                f"{type(self).__name__}(reduce='mean'): units have unequally many weights; use sum, l2 or max"
-            )
-
-    def __call__(self, model: nn.Module, example: tuple[Any, ...] | Mapping[str, Any] | None) -> tuple[Group, ...]:
+    def find(
+        self, model: nn.Module, example: tuple[Any, ...] | Mapping[str, Any]
+    ) -> tuple[tuple[Group, ...], Mapping[str, str]]:
+        """`prunus.graph.blocks`."""
         from prunus.graph.depth.blocks import blocks
 
-        if example is None:
-            raise SpecError("blocks are found by running the model: pass Task(example=...) or batches")
-        found = blocks(model, example, exclude=self.excluded(model), at_least=self.at_least)
-        if not found.groups:
-            reasons = [f"{name}: {why}" for name, why in found.refused.items()]
-            why = listed(reasons) if reasons else "no container of it has two entries with parameters of their own"
-            raise StructureError(f"no block of {type(model).__name__} can be removed whole; {why}")
-        return found.groups
-
-    def excluded(self, model: nn.Module) -> tuple[str, ...]:
-        """The paths of the modules that stay: matched themselves, or parts or owners of what is matched."""
-        names = [n for n, _ in model.named_modules()] + [n for n, _ in model.named_parameters()]
-        hit = [n for n in names if n and any(fnmatch.fnmatch(n, e) for e in self.exclude)]
-        paths = [n for n, _ in model.named_modules() if n]
-        return tuple(p for p in paths if any(h == p or h.startswith(f"{p}.") or p.startswith(f"{h}.") for h in hit))
+        names = [n for n, _ in (*model.named_modules(), *model.named_parameters())]
+        exclude = with_parts(model, self.matched(names))
+        found = blocks(model, example, exclude=exclude, at_least=self.at_least)
+        return found.groups, found.refused

@@ -2,17 +2,16 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import nn
 
-from prunus.core.errors import SpecError, StructureError, listed
 from prunus.core.groups import Group
-from prunus.parts.granularity.block import Block
+from prunus.parts.granularity.tried import Tried, with_parts
 
 
 @dataclass(frozen=True)
-class Branch(Block):
+class Branch(Tried):
     """Residual branches that return zero once their parameters are zero: the attention or the feed-forward part of a
     layer, with the norm before it.
 
@@ -27,14 +26,18 @@ class Branch(Block):
         at_least: how many branches of every group stay, those that cannot be removed included.
     """
 
-    def __call__(self, model: nn.Module, example: tuple[Any, ...] | Mapping[str, Any] | None) -> tuple[Group, ...]:
+    uneven: ClassVar[bool] = True
+    noun: ClassVar[str] = "branch"
+    nouns: ClassVar[str] = "branches"
+    nothing: ClassVar[str] = "nothing that a module returns is added to what it was computed from"
+
+    def find(
+        self, model: nn.Module, example: tuple[Any, ...] | Mapping[str, Any]
+    ) -> tuple[tuple[Group, ...], Mapping[str, str]]:
+        """`prunus.graph.branches`."""
         from prunus.graph.depth.branches import branches
 
-        if example is None:
-            raise SpecError("branches are found by running the model: pass Task(example=...) or batches")
-        found = branches(model, example, exclude=self.excluded(model), at_least=self.at_least)
-        if not found.groups:
-            reasons = [f"{name}: {why}" for name, why in found.refused.items()]
-            why = listed(reasons) if reasons else "nothing that a module returns is added to what it was computed from"
-            raise StructureError(f"no branch of {type(model).__name__} can be removed; {why}")
-        return found.groups
+        names = [n for n, _ in (*model.named_modules(), *model.named_parameters())]
+        exclude = with_parts(model, self.matched(names))
+        found = branches(model, example, exclude=exclude, at_least=self.at_least)
+        return found.groups, found.refused

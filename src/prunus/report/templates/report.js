@@ -1,24 +1,6 @@
 (function () {
   "use strict";
-  var root = document.documentElement;
-  var nav = document.querySelector("nav .wrap");
-  var toggle = document.createElement("button");
-  var night = window.matchMedia("(prefers-color-scheme: dark)");
-  function dark() {
-    return root.dataset.theme ? root.dataset.theme === "dark" : night.matches;
-  }
-  function label() {
-    toggle.textContent = dark() ? "Light" : "Dark";
-    toggle.setAttribute("aria-label", "Switch to " + (dark() ? "light" : "dark") + " colours");
-  }
-  toggle.type = "button";
-  toggle.addEventListener("click", function () {
-    root.dataset.theme = dark() ? "light" : "dark";
-    label();
-  });
-  night.addEventListener("change", label);
-  label();
-  nav.appendChild(toggle);
+  document.querySelector("nav .wrap").appendChild(themeSwitch());
 
   document.querySelectorAll("table.sortable").forEach(function (table) {
     var heads = Array.from(table.tHead.rows[0].cells);
