@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV ?= .venv
 # processes that the tests run in
 JOBS ?= 2
+# what `make test` leaves out; empty runs everything
+SLOW ?= -m 'not slow'
 # networks that `make fuzz` makes up
 N ?= 2000
 # arguments for `prunus quickstart` and for pytest:  make quickstart ARGS=--download   make unit ARGS='-k snip'
@@ -16,18 +18,23 @@ ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1
 MAKEFLAGS += --no-print-directory
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help quickstart test lint types unit fuzz networks format docs bench clean
+.PHONY: help quickstart test test-all lint types unit fuzz networks format docs bench clean
 
 help:  ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
 quickstart: $(VENV)/.core  ## install the core, then prune a real network four ways and write a report
 	$(BIN)/prunus quickstart $(ARGS)
 
-test:  ## install the dev extra, then lint, types and all tests
+test:  ## install the dev extra, then lint, types and all tests but the slow ones
 	@$(MAKE) lint
 	@$(MAKE) types
 	@$(MAKE) unit
+
+test-all:  ## the same with the slow tests: every method on every network, whole searches (an hour or so)
+	@$(MAKE) lint
+	@$(MAKE) types
+	@$(MAKE) unit SLOW=
 
 lint: $(VENV)/.dev  ## ruff: rules and format
 	$(BIN)/ruff check .
@@ -37,7 +44,7 @@ types: $(VENV)/.dev  ## mypy --strict over src
 	$(BIN)/mypy
 
 unit: $(VENV)/.dev  ## pytest only
-	$(ONE_THREAD) $(BIN)/python -m pytest -n $(JOBS) --dist loadfile $(ARGS)
+	$(ONE_THREAD) $(BIN)/python -m pytest -n $(JOBS) --dist loadfile $(SLOW) $(ARGS)
 
 fuzz: $(VENV)/.dev  ## prune N random networks and compare (some minutes; prints the seeds that fail)
 	$(ONE_THREAD) $(BIN)/python -m tests.graph.fuzz --count $(N) --jobs $(JOBS) $(ARGS)

@@ -14,21 +14,24 @@ import argparse
 import re
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import MISSING, dataclass, fields
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from prunus import methods, parts
 from prunus.core.errors import PrunusError
-from prunus.core.part import SLOTS, Part, needs
+from prunus.core.part import SLOTS, Part
 from prunus.core.recipe import Recipe
-from prunus.report import words
 from prunus.report.markdown import conditions, escaped, summary, table
 from prunus.report.methods_table import methods_markdown
 from prunus.report.records import Report
+from prunus.report.sheet import sheet
 
 ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT / "docs"))  # this file is also loaded from elsewhere, by its path
+from systems import systems_section, told  # noqa: E402
+
 NOTICE = "<!-- Written by docs/generate.py from the code; edit the recipes or that script instead. -->"
 ARXIV = re.compile(r"arXiv:(\d{4}\.\d{4,5})")
 
@@ -48,71 +51,37 @@ def ours(slot: str) -> list[str]:
     return sorted(name for name, kind in Part.known(slot).items() if kind.__module__.startswith("prunus."))
 
 
-def spelled(part: Part) -> str:
-    """A part as it is written in a recipe: the class and the fields that differ from their defaults."""
-    told = []
-    for field in fields(cast(Any, part)):
-        value = getattr(part, field.name)
-        default = field.default if field.default is not MISSING else None
-        if value != default:
-            told.append(f"{field.name}={value!r}")
-    return f"{type(part).__name__}({', '.join(told)})"
-
-
-def meaning(part: Part) -> str:
-    """The first sentence of a part's docstring, on one line, without its citation; code in it stays code."""
-    text = " ".join((type(part).__doc__ or "").split("\n\n")[0].split())
-    text = re.sub(r" \([^()]*arXiv[^()]*\)", "", text)
-    first = re.split(r"(?<!al)\. (?=[A-Z])", text)[0].rstrip(".")
-    return re.sub(r"\\`(.*?)\\`", lambda code: f"`{code[1].replace(chr(92), '')}`", escaped(first))
-
-
-def timeline(recipe: Recipe) -> str:
-    """When a recipe prunes in a run of 1,000 steps to a density of one tenth (a pattern: its own density)."""
-    density = getattr(recipe.allocate, "density", None) or 0.1
-    events = recipe.timeline(density, 1000)
-    steps = [e.step for e in events]
-    if len(events) == 1:
-        return f"one event, at step {steps[0]:,}"
-    span = f"all at step {steps[0]:,}" if len(set(steps)) == 1 else f"from step {steps[0]:,} to step {steps[-1]:,}"
-    return f"{len(events)} events, {span}"
-
-
-def evidence(recipe: Recipe) -> list[str]:
-    """What the recipe's parts ask for, and the passes over the network that it takes."""
-    told = []
-    for slot, part in recipe.parts().items():
-        if slot in ("start", "criterion", "grow", "penalty"):
-            for one in needs(type(part)).values():
-                name = type(one).__name__.removesuffix("Evidence")
-                told.append(f"{slot}: {name}, {'no pass' if one.passes == 'none' else one.passes}")
-    return told
-
-
 # The documents
 
 
 def method_page() -> str:
     """docs/methods.md: a section per method."""
-    names = methods.names()
+    names = sorted((*methods.names(), *methods.procedures()))
     text = [
         "# The methods\n",
         NOTICE + "\n",
-        f"{len(names)} methods, each one file in `src/prunus/methods`. A method is a recipe: a record of named parts.",
-        "Everything below is read off the recipes. `prunus methods NAME` prints one of them in the terminal.\n",
-        ", ".join(f"[{n}](#{n})" for n in names) + "\n",
+        f"{len(names)} methods, each one file in `src/prunus/methods`. Most are recipes, records of named parts;",
+        f"{len(methods.procedures())} are procedures, algorithms that no such record can tell. Everything below is",
+        "read off them; `prunus methods show NAME` prints one of them in the terminal. What is said to be measured is",
+        "one small problem (`benchmarks/methods.py`): it shows that a method runs and what it costs, and ranks none.\n",
+        methods_markdown([methods.find(n) for n in names], [methods.card(n) for n in names]),
     ]
     for name in names:
-        recipe, card = methods.get(name), methods.card(name)
-        text += [f"## {name}\n", f"**{escaped(card.title)}.** {linked(recipe.source)}\n"]
-        text += [escaped(words.sentence(recipe.taxonomy())) + "\n"]
-        text += [f"- Use it when {escaped(card.use_when)}.", f"- Avoid it when {escaped(card.avoid_when)}."]
-        if card.deviations:
-            text.append(f"- Differs from its paper or code: {escaped(card.deviations)}")
-        text.append(f"- In 1,000 steps: {timeline(recipe)}. Expects {recipe.on} weights.")
-        text += [f"- Evidence for {line}." for line in evidence(recipe)]
-        rows = [(f"`{slot}`", f"`{spelled(part)}`", meaning(part)) for slot, part in recipe.parts().items()]
-        text += ["", table(("Slot", "Part", "Meaning"), rows)]
+        page = sheet(methods.find(name), methods.card(name), methods.measured(name))
+        text += [f"## {name}\n", f"**{escaped(page.title)}.** {linked(page.source)}\n", escaped(page.sentence) + "\n"]
+        text += [f"- What is computed: {told(page.formula)}."] if page.formula else []
+        text += [f"- Use it when {escaped(page.use_when)}.", f"- Avoid it when {escaped(page.avoid_when)}."]
+        if page.deviations:
+            text.append(f"- Differs from its paper or code: {escaped(page.deviations)}")
+        text.append(f"- In 1,000 steps: {page.timeline}. Expects {methods.find(name).on} weights.")
+        text += [f"- Evidence for {line}." for line in page.cost]
+        if page.measured:
+            text.append(f"- Measured: {'; '.join(f'{what}: {escaped(value)}' for what, value in page.measured)}.")
+        if page.parts:
+            rows = [(f"`{slot}`", f"`{part}`", told(what)) for slot, part, what in page.parts]
+            text += ["", table(("Slot", "Part", "Meaning"), rows)]
+        else:
+            text.append("")
     return "\n".join(text)
 
 
@@ -237,7 +206,8 @@ nothing in the code to ask.
 
 Parts by slot. Every part can stand in any recipe where its evidence is defined.
 
-{vocabulary}"""
+{vocabulary}
+{systems}"""
 
 
 def coverage_page() -> str:
@@ -258,15 +228,28 @@ def coverage_page() -> str:
         missing=missing,
         settings=table(("Section", "Setting", "Methods", "Which"), rows, right=(2,)),
         vocabulary=table(("Slot", "Parts", "Which"), vocabulary, right=(1,)),
+        systems=systems_section(),
     )
 
 
 def methods_section() -> str:
     """The README's table of methods."""
-    names = methods.names()
-    recipes, cards = [methods.get(n) for n in names], [methods.card(n) for n in names]
-    told = f"{len(names)} methods. [docs/methods.md](docs/methods.md) has each one's parts, cost and deviations.\n"
-    return told + "\n" + methods_markdown(recipes, cards)
+    names = sorted((*methods.names(), *methods.procedures()))
+    grouped: dict[tuple[str, str], list[str]] = {}
+    for name in names:
+        where = methods.find(name).taxonomy()
+        grouped.setdefault((where["when"], where["structure"]), []).append(f"[{name}](docs/methods.md#{name})")
+    rows = [
+        (f"{when} training", structure, ", ".join(grouped[when, structure]))
+        for when in ("before", "during", "after")
+        for structure in ("unstructured", "semi-structured", "structured")
+        if (when, structure) in grouped
+    ]
+    text = (
+        f"{len(names)} methods. [docs/methods.md](docs/methods.md) has each one's formula, parts, cost and deviations;"
+    )
+    more = "[docs/coverage.md](docs/coverage.md) goes through the systems that the surveys name, one by one.\n"
+    return f"{text}\n{more}\n" + table(("When", "Removes", "Methods"), rows)
 
 
 def quickstart_section(root: Path = ROOT) -> str:

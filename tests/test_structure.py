@@ -21,8 +21,11 @@ ALLOWED: dict[str, frozenset[str]] = {
     "parts": frozenset({"core"}),
     # Channels and the like are read off the network's structure.
     "parts.granularity": frozenset({"graph"}),
+    # And so is what a unit costs.
+    "parts.evidence": frozenset({"graph"}),
     "measure": frozenset({"core", "graph"}),
-    "methods": frozenset({"core", "parts"}),
+    # Procedures run the engine: they are what is told in steps instead of parts.
+    "methods": frozenset({"core", "parts", "engine", "graph"}),
     # The default granularity of prunus.groups is the one part the engine knows by name.
     "engine": frozenset({"core", "parts.evidence", "parts.granularity", "graph"}),
     "deploy": frozenset({"core", "graph", "engine"}),
@@ -36,10 +39,18 @@ ALLOWED: dict[str, frozenset[str]] = {
 KNOW_METHODS = {"methods", "cli", "lab", "advise", "."}
 # What any file may take from the package itself: a string, and the doors by which a method's name becomes its recipe
 # and a budget in latency finds something to measure with.
-DOORS = {"prunus.__version__", "prunus.default_clock", "prunus.recipe_named"}
+DOORS = {
+    "prunus.__version__",
+    "prunus.default_clock",
+    "prunus.preparation_of",
+    "prunus.procedure_named",
+    "prunus.recipe_named",
+}
 VAGUE = {"utils", "util", "helpers", "helper", "manager", "managers", "common", "misc"}
 PICKLES = {"pickle", "cloudpickle", "dill", "joblib"}
 LONGEST = 400
+# The vocabulary holds if methods stay sentences and parts stay formulas.
+LONGEST_RECIPE, LONGEST_PART = 60, 40
 
 
 class Import(NamedTuple):
@@ -198,7 +209,7 @@ def written(root: Path, name: str, text: str) -> Path:
         ("engine/score.py", "from prunus.parts import criteria"),
         ("graph/trace.py", "from prunus.measure import macs"),
         ("measure/macs.py", "from prunus.engine import prune"),
-        ("methods/snip.py", "from prunus.engine import prune"),
+        ("methods/snip.py", "from prunus.lab import data"),
         ("deploy/save.py", "from prunus.parts.allocation import NofM"),
     ],
 )
@@ -222,6 +233,29 @@ def test_wrong_direction_is_seen(tmp_path: Path, name: str, text: str) -> None:
 )
 def test_right_direction_passes(tmp_path: Path, name: str, text: str) -> None:
     assert wrong_direction(written(tmp_path, name, text), tmp_path) == []
+
+
+def lines_of(definition: ast.ClassDef) -> int:
+    """Lines of a class less those of its docstrings."""
+    told: set[int] = set()
+    for node in ast.walk(definition):
+        if isinstance(node, ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node) is not None:
+            first = node.body[0]
+            told |= set(range(first.lineno, (first.end_lineno or first.lineno) + 1))
+    return (definition.end_lineno or definition.lineno) - definition.lineno + 1 - len(told)
+
+
+@each([file for file in FILES if home(file) == "methods" and file.name != "__init__.py"])
+def test_a_recipe_is_a_sentence(file: Path) -> None:
+    text = file.read_text()
+    if "@procedure(" not in text:
+        assert len(text.splitlines()) <= LONGEST_RECIPE
+
+
+@each([file for file in FILES if home(file).startswith("parts.") and home(file) != "parts.evidence"])
+def test_a_part_is_a_formula(file: Path) -> None:
+    classes = [node for node in ast.walk(ast.parse(file.read_text())) if isinstance(node, ast.ClassDef)]
+    assert {c.name: n for c in classes if (n := lines_of(c)) > LONGEST_PART} == {}
 
 
 def test_a_slot_that_imports_another_is_seen(tmp_path: Path) -> None:

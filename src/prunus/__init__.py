@@ -9,6 +9,7 @@ Importing the package is cheap: torch is loaded when something is used.
 from __future__ import annotations
 
 import importlib
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
@@ -18,6 +19,7 @@ _PLACES = {
     "Event": "prunus.core.events",
     "Group": "prunus.core.groups",
     "Member": "prunus.core.groups",
+    "Procedure": "prunus.core.procedure",
     "PrunusError": "prunus.core.errors",
     "Recipe": "prunus.core.recipe",
     "Result": "prunus.engine.result",
@@ -28,6 +30,7 @@ _PLACES = {
     "prune": "prunus.engine.prune",
     "save": "prunus.deploy.files",
     "score": "prunus.engine.score",
+    "transfer": "prunus.engine.transfer",
 }
 _PACKAGES = ("core", "measure", "methods", "parts", "graph", "lab", "report")
 
@@ -37,6 +40,8 @@ if TYPE_CHECKING:
     from prunus.core.errors import PrunusError
     from prunus.core.events import Event
     from prunus.core.groups import Group, Member
+    from prunus.core.part import Preparation
+    from prunus.core.procedure import Procedure
     from prunus.core.recipe import Recipe
     from prunus.core.task import Task
     from prunus.deploy.files import load, save
@@ -45,12 +50,14 @@ if TYPE_CHECKING:
     from prunus.engine.score import score
     from prunus.engine.session import Session
     from prunus.engine.structure import groups
+    from prunus.engine.transfer import transfer
 
 __all__ = [
     "Budget",
     "Event",
     "Group",
     "Member",
+    "Procedure",
     "PrunusError",
     "Recipe",
     "Result",
@@ -68,6 +75,7 @@ __all__ = [
     "report",
     "save",
     "score",
+    "transfer",
 ]
 
 
@@ -76,6 +84,24 @@ def recipe_named(name: str) -> Recipe:
     from prunus import methods
 
     return methods.get(name)
+
+
+def procedure_named(name: object) -> Procedure | None:
+    """The procedure of a name, or None where it names none: the door for methods that are no recipes."""
+    from prunus import methods
+    from prunus.core.procedure import Procedure
+
+    found = methods.find(name) if isinstance(name, str) else name
+    return found if isinstance(found, Procedure) else None
+
+
+def preparation_of(plain: Mapping[str, Any]) -> Preparation:
+    """The preparation that a saved recipe tells of: the one door through which loading learns of the parts."""
+    from prunus import parts
+    from prunus.core.part import Preparation
+
+    parts.load_all()
+    return Preparation.from_dict(plain)
 
 
 def default_clock() -> Clock:

@@ -98,13 +98,17 @@ def test_methods_can_be_filtered_and_shown_whole() -> None:
     assert {r["name"] for r in rows} >= {"sfp", "network_slimming"}
     assert all(r["structure"] == "structured" and r["when"] == "during" for r in rows)
     assert set(rows[0]) >= {"name", "title", "source", "how", "pace", "scope", "data"}
-    assert {r["name"] for r in told("methods")} == set(prunus.methods.names())
+    assert {r["name"] for r in told("methods")} == {*prunus.methods.names(), *prunus.methods.procedures()}
     table = call("methods").stdout
     assert all(name in table for name in prunus.methods.names())
     one = told("methods", "snip")
-    assert set(one) == {"recipe", "taxonomy", "card"} and one["taxonomy"]["when"] == "before"
+    assert set(one) == {"recipe", "taxonomy", "card", "page"} and one["taxonomy"]["when"] == "before"
+    assert one["page"]["formula"].startswith("|g w|") and one["page"]["measured"]
     assert prunus.Recipe.from_dict(one["recipe"]) == prunus.methods.get("snip")
     assert "ConnectionSensitivity" in call("methods", "snip").stdout
+    assert call("methods", "show", "snip").stdout == call("methods", "snip").stdout
+    assert "one method at a time" in call("methods", "snip", "grasp", code=2).stderr
+    assert "takes the name of one method" in call("methods", "show", code=2).stderr
     assert "there are after, before, during" in call("methods", "--when", "never", code=2).stderr
     assert "one or the other" in call("methods", "snip", "--when", "after", code=2).stderr
 

@@ -21,17 +21,25 @@ from tests.contract.runs import (
     SPARSITY,
     STRUCTURED,
     asked,
+    dense,
+    fixed,
     one_shot,
     pruned,
     random_parts,
     recipe,
+    rewrites,
     same,
 )
 
 EVERY = pytest.mark.parametrize(("name", "network"), PAIRS)
 
 
-@pytest.mark.parametrize(("name", "network"), [p for p in PAIRS if p[1] == "cnn" or random_parts(recipe(p[0]))])
+# Draws that only estimate something: on networks of clear-cut layers they come to the same.
+ESTIMATES = {("information_concentration", name) for name in ("mlp", "decoder", "moe")}
+DRAWN = [p for p in PAIRS if (p[1] == "cnn" or random_parts(recipe(p[0]))) and p not in ESTIMATES]
+
+
+@pytest.mark.parametrize(("name", "network"), DRAWN)
 def test_the_seed_matters_to_random_recipes_and_to_no_others(name: str, network: str) -> None:
     found = recipe(name)
     other = pruned(found, CASES[network], seed=1)
@@ -56,19 +64,37 @@ def test_the_kept_count_is_what_was_asked(name: str, network: str) -> None:
     result, found = one_shot(name, network), recipe(name)
     masks, density = result.unit_masks, 1 - SPARSITY
     allocate = found.allocate
-    if allocate.pattern:
+    if fixed(found):
         for mask in masks.values():
             assert (mask.reshape(-1, allocate.m).sum(1) == allocate.n).all()
         return
+    if name in ("refill", "regroup"):  # a layer's count is whole filters or strips, the nearest to a ranking's
+        total = sum(int(m.sum()) for m in masks.values())
+        slack = sum(m.shape[1] if name == "refill" else allocate.rows for m in masks.values())
+        assert abs(total - density * sum(m.numel() for m in masks.values())) <= slack
+        return
+    if allocate.pattern and hasattr(allocate.of, "m"):  # a number of kernels in every layer, each with its own share
+        inside = allocate.of
+        for mask in masks.values():
+            kernels = mask.reshape(-1, inside.m).sum(1)
+            assert int((kernels == inside.n).sum()) == kept_of(
+                len(kernels), density / inside.density, allocate.rounding
+            )
+            assert ((kernels == 0) | (kernels == inside.n)).all()
+        return
     counts = {n: int(m.sum()) for n, m in masks.items()}
-    if type(allocate).__name__ == "Uniform":
+    if type(getattr(allocate, "of", allocate)).__name__ == "Uniform":
         for group in result.groups:
             if group.name in counts and group.parts == group.multiple == 1:
-                expected = kept_of(group.units, density, allocate.rounding)
+                rows = group.shape[0] if getattr(allocate, "within", "layer") == "row" else 1
+                expected = rows * kept_of(group.units // rows, density, allocate.rounding)
                 assert counts[group.name] == max(expected, group.at_least), group.name
         return
     units = sum(m.numel() for m in masks.values())
     expected = kept_of(units, density, allocate.rounding)
+    if type(allocate).__name__ == "Isomorphic":  # every class of groups keeps its own share, rounded up
+        assert expected <= sum(counts.values()) < expected + len(masks) or not free(result)
+        return
     # A group that must keep equally many units in each of its parts gives the remainder up.
     slack = sum(math.lcm(g.parts, g.multiple) - 1 for g in result.groups if g.name in counts)
     assert expected - slack <= sum(counts.values()) <= expected or (slack and found.structure == "structured")
@@ -89,11 +115,11 @@ def test_every_group_is_masked_or_said_to_be_skipped(name: str, network: str) ->
 @EVERY
 def test_pruned_weights_are_zero_and_the_others_are_the_users(name: str, network: str) -> None:
     result = one_shot(name, network)
-    before = dict(CASES[network].model().named_parameters())
+    before = dict(dense(name, CASES[network]).named_parameters())
     for param, p in result.model.named_parameters():
         keep = result.masks.get(param, torch.ones(p.shape, dtype=torch.bool))
         assert (p[~keep] == 0).all()
-        assert torch.equal(p[keep], before[param][keep])
+        assert rewrites(recipe(name)) or torch.equal(p[keep], before[param][keep])
     assert any((~m).any() for m in result.masks.values())
 
 
@@ -136,7 +162,7 @@ def test_the_record_is_json_with_both_denominators(name: str, network: str) -> N
 @pytest.mark.parametrize(("name", "network"), [p for p in PAIRS if p[1] in ("cnn", "moe")])
 def test_a_sparsity_of_zero_keeps_everything(name: str, network: str) -> None:
     found = recipe(name)
-    if found.allocate.pattern:
+    if fixed(found):
         with pytest.raises(SpecError, match="keeps exactly"):
             pruned(found, CASES[network], sparsity=0.1)
         return
@@ -149,7 +175,7 @@ def test_dtype_is_kept(name: str, network: str) -> None:
     """The other runs are in float64; bfloat16 is the hardest of the rest."""
     dtype = torch.bfloat16
     result = pruned(recipe(name), CASES[network], dtype=dtype)
-    expected = {n: t.dtype for n, t in CASES[network].model(dtype).state_dict().items()}
+    expected = {n: t.dtype for n, t in dense(name, CASES[network], dtype).state_dict().items()}
     assert {n: t.dtype for n, t in result.model.state_dict().items()} == expected
     assert 0.4 < result.sparsity < 0.75
 
@@ -172,14 +198,36 @@ def test_a_recipe_without_evidence_says_so_and_changes_nothing(name: str, networ
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), case.model().parameters(), strict=True))
 
 
-@pytest.mark.parametrize("name", [n for n, m in PAIRS if m == "mlp" and not random_parts(recipe(n))])
+def ordered(found: Recipe) -> bool:
+    """Columns are gone through from the left, or consecutive weights make a block: the order of the neurons is part of
+    the method.
+    """
+    return type(found.reconstruct).__name__ == "ObsUpdate" or hasattr(found.criterion, "block")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        n
+        for n, m in PAIRS
+        if m == "mlp"
+        and recipe(n).prepare is None
+        and not ordered(recipe(n))
+        and not random_parts(recipe(n))
+        and not recipe(n).gate
+    ],
+)
 def test_neurons_in_another_order_get_the_same_masks(name: str) -> None:
     """Permutation equivariance: renumbering hidden neurons renumbers the masks and does nothing else."""
     case, found = CASES["mlp"], recipe(name)
     model = case.model()
+    if name in ("magnitude_increase", "weight_movement"):  # nothing is trained, so nothing moved: all scores tie
+        return
+    if name in ("apoz", "zero_channels"):  # after a GELU nothing is exactly zero: all scores tie
+        return
     with seeded(5):
         first, second = torch.randperm(24), torch.randperm(16)
-    if found.allocate.pattern:  # blocks of inputs are no set of neurons: only whole blocks, and rows, may move
+    if found.structure == "semi-structured":  # blocks are no set of neurons: only whole blocks of 4, and rows, may move
         first = torch.arange(24).reshape(6, 4)[torch.randperm(6)].reshape(-1)
         second = torch.arange(16)
     with torch.no_grad():
@@ -189,11 +237,12 @@ def test_neurons_in_another_order_get_the_same_masks(name: str) -> None:
         model.second.bias.copy_(model.second.bias[second])
         model.head.weight.copy_(model.head.weight[:, second])
     # At high sparsity whole neurons are cut off and tie at zero, where the order of the neurons rightly decides.
-    mild = {} if found.allocate.pattern else {"sparsity": 0.3}
+    mild = asked(found, 0.3)
     plain, moved = pruned(found, case, **mild).masks, pruned(found, case, model=model, **mild).masks
     assert torch.equal(moved["first.weight"], plain["first.weight"][first])
     assert torch.equal(moved["second.weight"], plain["second.weight"][second][:, first])
-    assert torch.equal(moved["head.weight"], plain["head.weight"][:, second])
+    if "head.weight" in plain:  # some leave the last layer dense
+        assert torch.equal(moved["head.weight"], plain["head.weight"][:, second])
 
 
 @pytest.mark.parametrize("name", [n for n, m in PAIRS if m == "mlp"])

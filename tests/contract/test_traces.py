@@ -26,6 +26,7 @@ from tests.contract.runs import (
     make_optimizer,
     one_shot,
     quiet,
+    ready,
     recipe,
     rng,
     same,
@@ -52,6 +53,8 @@ def test_a_second_run_leaves_the_callers_model_alone_and_gives_the_same_masks(na
     assert rng() == numbers
     # The copy, too, has its flags and modes as the user's model has them, and nothing hangs on it.
     after = state(result.model)
+    if found.prepare is not None:
+        before = state(ready(found, disturbed(case), case))
     assert difference({k: before[k] for k in ("training", "requires_grad", "attributes")}, after) == []
     assert all(not hooks for (_, kind), hooks in after["hooks"].items() if "hook" in kind)
 
@@ -100,7 +103,7 @@ def test_an_exception_in_the_users_model_leaves_no_trace(name: str, network: str
 @pytest.mark.parametrize("name", [n for n, m in PAIRS if m == "cnn"])
 def test_a_session_takes_its_hooks_off_again(name: str) -> None:
     case, found = CASES["cnn"], recipe(name)
-    model = case.model()
+    model = ready(found, case.model(), case)
     opt = make_optimizer("sgd", model)
     before = state(model)
     with quiet():

@@ -13,11 +13,13 @@ from prunus.core.errors import PrunusWarning
 from tests.contract.models import CASES
 from tests.contract.runs import (
     NAMES,
+    NO_STRUCTURE,
     PAIRS,
     STEPS,
     asked,
     make_optimizer,
     quiet,
+    ready,
     recipe,
     revives,
     same,
@@ -55,8 +57,13 @@ def test_zero_stays_zero_under_momentum_and_weight_decay(name: str, network: str
 @EVERY
 def test_the_events_happen_when_the_schedule_says(name: str, network: str) -> None:
     session = trained(name, network).session
-    assert [h["step"] for h in session.history] == [e.step for e in session.events]
     assert session.fired == len(session.events) and session.step == STEPS
+    if any(e.settle is not None for e in session.events):  # of these one is carried out, and those before it are tried
+        tried = session.events[: len(session.history)]
+        assert [h["step"] for h in session.history] == [e.step for e in tried]
+        assert ["kept" in h for h in session.history] == [False] * (len(tried) - 1) + [True]
+        return
+    assert [h["step"] for h in session.history] == [e.step for e in session.events]
     for event, record in zip(session.events, session.history, strict=True):
         assert record["asked"] == event.density
         assert record["density"] == pytest.approx(record["kept"] / record["units"])
@@ -70,7 +77,7 @@ def test_a_run_that_was_interrupted_goes_on_bit_by_bit(name: str, network: str) 
     case, found = CASES[network], recipe(name)
     half = 11
     with quiet():
-        model = training_model(case)
+        model = ready(found, training_model(case), case)
         opt = make_optimizer("sgd", model)
         session = prunus.Session(model, found, case.task(), **asked(found), steps=STEPS).attach(opt)
         for step in range(half):
@@ -78,7 +85,7 @@ def test_a_run_that_was_interrupted_goes_on_bit_by_bit(name: str, network: str) 
         saved = copy.deepcopy((model.state_dict(), opt.state_dict(), session.state_dict()))
         session.detach()
 
-        again = training_model(case)
+        again = ready(found, training_model(case), case)
         opt = make_optimizer("sgd", again)
         resumed = prunus.Session(again, found, case.task(), **asked(found), steps=STEPS)
         again.load_state_dict(saved[0])
@@ -108,7 +115,7 @@ def test_growth_goes_by_the_gradients_of_the_loop_and_needs_no_task(name: str) -
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_recipe_that_trains_says_so_when_it_is_given_no_steps(name: str) -> None:
-    case, found = CASES["cnn"], prunus.methods.get(name)
+    case, found = CASES["vit" if (name, "cnn") in NO_STRUCTURE else "cnn"], prunus.methods.get(name)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         prunus.prune(case.model(), case.task(), recipe(name), **asked(found))

@@ -123,7 +123,6 @@ def test_compact_networks_export(name: str, tmp_path: Path) -> None:
     assert weights < 1.2 * sum(p.numel() for p in model.parameters()) + 200
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", ["resnet20", "mobilenetv2", "vit_tiny_cifar"])
 def test_networks_of_the_zoo_export(name: str, tmp_path: Path) -> None:
     torch.manual_seed(0)

@@ -55,7 +55,7 @@ def test_check_sees_what_is_stale_and_writing_mends_it(
     generate: ModuleType, copy: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     readme = copy / "README.md"
-    readme.write_text(readme.read_text().replace("| `snip` |", "| `snap` |"))
+    readme.write_text(readme.read_text().replace("[snip]", "[snap]"))
     assert generate.main(["--check"], copy) == 1
     told = capsys.readouterr().err
     assert "README.md is out of date" in told
@@ -68,10 +68,10 @@ def test_check_sees_what_is_stale_and_writing_mends_it(
 
 def test_every_method_is_in_the_readme_and_has_a_section(generate: ModuleType) -> None:
     readme, page = (ROOT / "README.md").read_text(), (ROOT / "docs" / "methods.md").read_text()
-    for name in prunus.methods.names():
-        assert readme.count(f"| `{name}` |") == 1
-        assert page.count(f"\n## {name}\n") == 1
-        assert prunus.methods.get(name).source.split(";")[0].split(", arXiv")[0] in page
+    for name in (*prunus.methods.names(), *prunus.methods.procedures()):
+        assert readme.count(f"[{name}](docs/methods.md#{name})") == 1
+        assert page.count(f"\n## {name}\n") == 1 and page.count(f"| `{name}` |") == 1
+        assert prunus.methods.find(name).source.split(";")[0].split(", arXiv")[0] in page
 
 
 def test_counts_are_those_of_the_recipes(generate: ModuleType) -> None:

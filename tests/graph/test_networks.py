@@ -19,15 +19,7 @@ def reasons(structure: Structure) -> set[str]:
     return set(structure.frozen.values())
 
 
-SLOW = ("resnet56", "repvgg_a0")
-
-
-def listed(fast: list[str], slow: tuple[str, ...] = SLOW) -> list[Any]:
-    """Names as parameters, the slow ones marked."""
-    return [pytest.param(n, marks=pytest.mark.slow) if n in slow else n for n in fast]
-
-
-@pytest.mark.parametrize("name", listed(list(zoo.networks())))
+@pytest.mark.parametrize("name", list(zoo.networks()))
 def test_zoo(name: str) -> None:
     slim: dict[str, Any] = {"width": 0.25} if name.startswith(("vgg", "resnet18", "mobilenet")) else {}
     structure, small = prove(zoo.build(name, **slim), zoo.example_inputs(name))
@@ -39,18 +31,18 @@ def test_zoo(name: str) -> None:
 
 
 TORCHVISION = ["shufflenet_v2_x0_5", "squeezenet1_1", "mnasnet0_5"]
-TORCHVISION_SLOW = (
+TORCHVISION_LARGE = (
     "convnext_tiny", "densenet121", "efficientnet_b0", "googlenet", "inception_v3", "mobilenet_v2",
     "mobilenet_v3_small", "regnet_y_400mf", "resnet18", "resnext50_32x4d", "swin_t", "vgg11_bn",
 )  # fmt: skip
 
 
-@pytest.mark.parametrize("name", listed([*TORCHVISION, *TORCHVISION_SLOW], TORCHVISION_SLOW))
+@pytest.mark.parametrize("name", [*TORCHVISION, *TORCHVISION_LARGE])
 def test_torchvision(name: str) -> None:
     models = pytest.importorskip("torchvision").models
     options = {"init_weights": False} if name in ("googlenet", "inception_v3") else {}
     model = models.get_model(name, weights=None, num_classes=10, **options)
-    size = 96 if name == "inception_v3" else 64 if name in TORCHVISION_SLOW else 32
+    size = 96 if name == "inception_v3" else 64 if name in TORCHVISION_LARGE else 32
     structure, _ = prove(model, torch.randn(2, 3, size, size))
     assert structure.groups
     if not name.startswith(("convnext", "swin", "shufflenet")):
@@ -64,7 +56,7 @@ TIMM = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", listed(list(TIMM)))
+@pytest.mark.parametrize("name", list(TIMM))
 def test_timm(name: str) -> None:
     timm = pytest.importorskip("timm")
     options = {"depth": 2} if name.startswith("vit") else {}

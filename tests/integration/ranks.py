@@ -20,6 +20,7 @@ from tests.integration import toys
 
 STEPS = 8
 WORLD = 2
+AGREE = ("magnitude", "snip", "rigl", "random", "network_slimming", "supermask", "continuous_sparsification")
 
 
 def work(rank: int, folder: str) -> None:
@@ -28,7 +29,7 @@ def work(rank: int, folder: str) -> None:
     dist.init_process_group(
         "gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=WORLD, timeout=timedelta(seconds=60)
     )
-    found = {name: agree(rank, name) for name in ("magnitude", "snip", "rigl", "random", "network_slimming")}
+    found = {name: agree(rank, name) for name in AGREE}
     errors = {
         "seed": attached(rank, "random", seed=rank),
         "seed of a method without chance": attached(rank, "magnitude", seed=rank),

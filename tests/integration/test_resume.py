@@ -57,7 +57,6 @@ def test_every_step_can_be_resumed_from(name: str) -> None:
     assert toys.same(whole.session.result().masks, resumed.session.result().masks)
 
 
-@pytest.mark.slow
 def test_killed_runs_finish_as_if_nothing_had_happened(tmp_path: Path) -> None:
     """SIGKILL in the middle of work; whatever file it hits, the next process goes on from the last whole one."""
     name = "lth"
@@ -152,7 +151,7 @@ def test_a_damaged_state_is_refused(damage: Callable[[dict[str, Any]], Any], mes
     first = runs.Run("lth").start()
     first.train(first.session.events[0].step)
     state = copy.deepcopy(first.session.state_dict())
-    untouched(first.session, {**copy.deepcopy(state), "format": 2}, "format 2")
+    untouched(first.session, {**copy.deepcopy(state), "format": 3}, "format 3")
     foreign().load_state_dict(copy.deepcopy(state))  # whole, it is accepted
     damage(state)
     untouched(foreign(), state, message)

@@ -15,7 +15,7 @@ from prunus.core.groups import Group
 from prunus.core.part import Allocation, Masks
 from prunus.parts.allocation import ERK, LAMP, GlobalRanking, Isomorphic, NofM, SmartRatio, Uniform
 from prunus.parts.allocation.constraints import feasible
-from prunus.parts.allocation.density import rounded_to_total
+from prunus.parts.allocation.dealing import rounded_to_total
 from prunus.parts.allocation.selection import kept
 from tests.parts.conftest import channels, element, random_scores, space_of
 

@@ -17,12 +17,28 @@ from prunus import methods, parts
 from prunus.core.errors import SpecError, UnknownNameError
 from prunus.core.part import SLOTS, Allocation, Criterion, Part, Schedule, needs, plain_dataclass
 from prunus.core.recipe import Recipe
-from prunus.parts.allocation import ERK, LAMP, GlobalRanking, Isomorphic, NofM, SmartRatio, Uniform
+from prunus.parts.allocation import (
+    ERK,
+    LAMP,
+    CostNormalized,
+    GlobalRanking,
+    Isomorphic,
+    LatencyKnapsack,
+    LearnedAffine,
+    NofM,
+    PowerLaw,
+    Protected,
+    SensitivityScan,
+    SmartRatio,
+    StdQuality,
+    Uniform,
+)
 from prunus.parts.criteria import ConnectionSensitivity, GradientSignal, Magnitude, TaylorWeight
 from prunus.parts.evidence import Grad, Weight
+from prunus.parts.gate import Annealed, Popup
 from prunus.parts.granularity import Channel, Element
 from prunus.parts.penalty import ScaleL1
-from prunus.parts.schedule import Gradual, Iterative, OneShot, PruneAndGrow, Repeated, Rounds
+from prunus.parts.schedule import EarlyBird, Gradual, Iterative, OneShot, PruneAndGrow, Relearned, Repeated, Rounds
 
 parts.load_all()
 OURS = [k for slot in SLOTS for k in Part.known(slot).values() if k.__module__.startswith("prunus.parts.")]
@@ -39,6 +55,11 @@ EDITED: list[Part] = [
     SmartRatio(last=0.5, decay=True),
     Uniform(within="row"),
     NofM(n=1, m=8, along="input"),
+    CostNormalized(of=Protected(of=LAMP(), floor=0.2), by="memory"),
+    SensitivityScan(grid=(0.5, 0.25)),
+    LearnedAffine(("a", "b"), (1.0, 2.0), (0.0, -1.0), power=1.0),
+    LatencyKnapsack(table=(("a", (0.0, 1.0, 1.5)),), measured=True),
+    PowerLaw(of=StdQuality(), points=4),
     OneShot(at=0.25),
     Iterative(rounds=3, spacing="linear", at=0.5),
     Gradual(begin=0.1, end=0.9, every=7, power=1.0),
@@ -46,6 +67,10 @@ EDITED: list[Part] = [
     Rounds(per_round=0.5, rewind=0.1, what="rate"),
     Repeated(times=3, hold=True),
     ScaleL1(strength=1e-5),
+    EarlyBird(probes=5, until=0.4, settle=0.2, window=2, rewind=0.0),
+    Relearned(rounds=4, rewind=0.1),
+    Annealed(start=-0.1, final=100.0),
+    Popup(lr=1.0, decay=0.0),
 ]
 
 
@@ -81,7 +106,7 @@ def test_a_part_says_what_it_is(kind: type[Part]) -> None:
 def test_what_a_part_needs_is_read_off_its_signature(kind: type[Part]) -> None:
     asked = needs(kind)
     assert asked
-    assert all(e.reads in ("nothing", "labels") for e in asked.values())
+    assert all(e.reads in ("nothing", "inputs", "labels") for e in asked.values())
 
 
 def test_needs_of_our_criteria() -> None:
@@ -89,7 +114,8 @@ def test_needs_of_our_criteria() -> None:
 
     reads = {k: {e.reads for e in needs(getattr(criteria, k)).values()} for k in criteria.__all__}
     labelled = {k for k, r in reads.items() if "labels" in r}
-    assert labelled == {"ConnectionSensitivity", "GradientSignal", "TaylorGate", "TaylorWeight"}
+    assert labelled >= {"ConnectionSensitivity", "GradientSignal", "MetaSensitivity", "TaylorGate", "TaylorWeight"}
+    assert not labelled & {"KernelSaliency", "Magnitude", "NoiseSensitivity", "Random", "SynapticSaliency"}
     assert list(needs(ConnectionSensitivity)) == ["w", "g"]
 
 

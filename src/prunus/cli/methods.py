@@ -13,7 +13,9 @@ AXES = ("structure", "when", "how", "pace", "scope", "data")
 
 
 def methods(
-    name: Annotated[str | None, typer.Argument(help="Show one method whole: recipe, card, taxonomy.")] = None,
+    names: Annotated[
+        list[str] | None, typer.Argument(metavar="[show NAME]", help="Show one method whole: formula, parts, cost.")
+    ] = None,
     structure: Annotated[str | None, typer.Option(help="unstructured, semi-structured or structured.")] = None,
     when: Annotated[str | None, typer.Option(help="before, during or after training.")] = None,
     how: Annotated[str | None, typer.Option(help="criteria or learned.")] = None,
@@ -26,18 +28,19 @@ def methods(
     """List pruning methods by where they sit in the taxonomy. Nothing here is random: --seed is taken and not used."""
     from prunus import methods as registry
 
+    name = shown(names or [])
     wanted = {"structure": structure, "when": when, "how": how, "pace": pace, "data": data}
     wanted = {k: v for k, v in wanted.items() if v is not None}
     if name is not None:
         if wanted:
             raise SpecError(f"{name} names one method and --{' --'.join(wanted)} filters many: give one or the other")
-        recipe = registry.get(name)
+        registry.find(name)
         if dry_run:
-            planned(json, {"methods": [recipe.name]}, f"would show {recipe.name}")
+            planned(json, {"methods": [name]}, f"would show {name}")
             return
-        _one(recipe.name, json)
+        _one(name, json)
         return
-    recipes = [registry.get(n) for n in registry.names()]
+    recipes = [registry.find(n) for n in (*registry.names(), *registry.procedures())]
     for key, value in wanted.items():
         values = sorted({r.taxonomy()[key] for r in recipes})
         if value not in values:
@@ -63,33 +66,54 @@ def methods(
         own = {k: v for k, v in t.items() if k in AXES}
         table.add_row(f"[bold]{r.name}[/]", *(own[k] for k in AXES), _short(r.source))
     console().print(table)
-    say("one method whole: prunus methods NAME")
+    say("one method whole: prunus methods show NAME")
 
 
 def _short(source: str) -> str:
-    """The first paper of a source; `prunus methods NAME` shows all of it."""
+    """The first paper of a source; `prunus methods show NAME` shows all of it."""
     return source.split(";")[0]
+
+
+def shown(names: list[str]) -> str | None:
+    """The one method that is asked for: `snip` and `show snip` are the same."""
+    if names[:1] == ["show"]:
+        if len(names) != 2:
+            raise SpecError("show takes the name of one method: prunus methods show snip")
+        return names[1]
+    if len(names) > 1:
+        raise SpecError(f"one method at a time: prunus methods show {names[0]}")
+    return names[0] if names else None
 
 
 def _one(name: str, json: bool) -> None:
     from prunus import methods as registry
+    from prunus.core.recipe import Recipe
+    from prunus.report.sheet import sheet
 
-    recipe, card = registry.get(name), registry.card(name)
+    method, card = registry.find(name), registry.card(name)
+    page = sheet(method, card, registry.measured(name))
     if json:
-        emit({"recipe": recipe.to_dict(), "taxonomy": recipe.taxonomy(), "card": vars(card)})
+        told = {k: v for k, v in vars(page).items() if k not in ("title", "name", "source", "parts")}
+        recipe = method.to_dict() if isinstance(method, Recipe) else {"procedure": name, "source": method.source}
+        emit({"recipe": recipe, "taxonomy": method.taxonomy(), "card": vars(card), "page": told})
         return
     from rich.markup import escape
     from rich.table import Table
 
     out = console()
-    out.print(f"[bold]{escape(card.title)}[/]  {escape(recipe.source)}")
-    table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
-    for slot, part in recipe.parts().items():
-        table.add_row(slot, escape(repr(part)))
-    for key, value in recipe.taxonomy().items():
-        table.add_row(key, value)
-    out.print(table)
-    out.print(f"Use it when {escape(card.use_when)}.")
-    out.print(f"Avoid it when {escape(card.avoid_when)}.")
-    if card.deviations:
-        out.print(f"Differs: {escape(card.deviations)}")
+    out.print(f"[bold]{escape(page.title)}[/]  {escape(page.source)}")
+    out.print(escape(page.sentence))
+    if page.formula:
+        out.print(f"[bold]Computes[/] {escape(page.formula)}.")
+    out.print(f"[bold]Use it when[/] {escape(page.use_when)}.")
+    out.print(f"[bold]Avoid it when[/] {escape(page.avoid_when)}.")
+    if page.deviations:
+        out.print(f"[bold]Differs:[/] {escape(page.deviations)}")
+    out.print(f"[bold]In 1,000 steps:[/] {page.timeline}. Expects {method.on} weights.")
+    out.print(f"[bold]Cost:[/] {escape('; '.join(page.cost) or 'no evidence is collected')}.")
+    for title, rows in (("Parts", page.parts), ("Measured in this repository", page.measured)):
+        table = Table(title=title, title_justify="left", show_header=False, box=None, padding=(0, 2, 0, 0))
+        for row in rows:
+            table.add_row(*map(escape, row))
+        if rows:
+            out.print(table)

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from prunus.core.budget import Budget
+    from prunus.core.procedure import Procedure
     from prunus.core.recipe import Recipe
 
 Network = Annotated[
@@ -201,7 +202,7 @@ def tried(model: nn.Module, name: str, example: tuple[Any, ...]) -> None:
         raise SpecError(f"{name} does not take an input of {shapes}: {error}. Give its shape with --input") from error
 
 
-def budget_from(recipe: Recipe, sparsity: float | None, **ceilings: float | None) -> Budget:
+def budget_from(recipe: Recipe | Procedure, sparsity: float | None, **ceilings: float | None) -> Budget:
     """The budget of the command line; exactly one of the options, or none for recipes that bring their own.
 
     ceilings: what `--macs`, `--params`, `--bytes` and `--latency` gave, by the names of `Budget`'s fields.
@@ -213,7 +214,7 @@ def budget_from(recipe: Recipe, sparsity: float | None, **ceilings: float | None
     given = [f"--{k}" for k in ({} if sparsity is None else {"sparsity": sparsity}) | ceiling]
     if len(given) > 1:
         raise SpecError(f"{' and '.join(given)} contradict each other: give one")
-    if not given and getattr(recipe.allocate, "density", None) is None:
+    if not given and getattr(getattr(recipe, "allocate", None), "density", None) is None:
         others = ", ".join(f"--{k} 0.5" for k in ceilings)
         raise SpecError(f"{recipe.name} needs to know how much: --sparsity 0.9 or one of {others}")
     return resolve_budget(recipe, sparsity, Budget(**ceiling) if ceiling else None)

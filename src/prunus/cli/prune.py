@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from prunus.cli.networks import Checkpoint, Network, Options, Width, budget_from, options_of, values_of
-from prunus.cli.output import DryRun, Json, Seed, console, emit, progress, say, told_warnings
+from prunus.cli.output import DryRun, Json, Seed, console, emit, planned, progress, say, told_warnings
 from prunus.cli.setting import (
     UNTRAINED,
     Batch,
@@ -22,9 +22,11 @@ from prunus.cli.setting import (
     session_of,
     setup_from,
 )
+from prunus.core.errors import SpecError
 
 if TYPE_CHECKING:
     from prunus.core.budget import Budget, Currency
+    from prunus.core.procedure import Procedure
     from prunus.core.recipe import Recipe
     from prunus.lab.experiment import Setup
 
@@ -47,6 +49,13 @@ UnitOptions = Annotated[
         help="An option of the unit: round_to=8, exact=false, 'exclude=[\"head*\"]'; may be repeated.",
     ),
 ]
+Ablate = Annotated[
+    str | None,
+    typer.Option(
+        "--ablate",
+        help="Leave out what should matter: shuffle (masks within layers), reinit (weights), invert (scores).",
+    ),
+]
 Out = Annotated[Path, typer.Option("--out", "-o", help="Folder to write; an earlier one of prunus is replaced.")]
 
 
@@ -59,6 +68,7 @@ def prune(
     download: Download = False,
     unit: Unit = None,
     unit_option: UnitOptions = None,
+    ablate: Ablate = None,
     sparsity: Sparsity = None,
     macs: Macs = None,
     params: Params = None,
@@ -78,9 +88,14 @@ def prune(
 ) -> None:
     """Prune a network and write it to a folder: weights, masks, manifest, report."""
     from prunus import methods
+    from prunus.core.recipe import Recipe
     from prunus.deploy.atomic import check_replaceable
 
-    recipe = with_unit(methods.get(method), unit, unit_option)
+    recipe = with_unit(methods.find(method), unit, unit_option)
+    if ablate is not None:
+        if not isinstance(recipe, Recipe):
+            raise SpecError(f"{recipe.name} is a procedure, whose masks and scores are its own: nothing to ablate")
+        recipe = methods.ablated(recipe, ablate)
     budget = budget_from(recipe, sparsity, macs=macs, params=params, bytes=bytes_, latency=latency)
     check_replaceable(out)
     setup = setup_from(
@@ -135,15 +150,18 @@ def prune(
     say(f"written: {out} (in Python: prunus.load({str(out)!r}, factory)), {out / 'report.html'}")
 
 
-def with_unit(recipe: Recipe, unit: str | None, options: list[str] | None) -> Recipe:
+def with_unit(recipe: Recipe | Procedure, unit: str | None, options: list[str] | None) -> Recipe | Procedure:
     """The recipe with another granularity, or other values of its own; under the same name."""
     from dataclasses import replace
 
     from prunus.core.part import Granularity
+    from prunus.core.procedure import Procedure
 
     values = values_of(options, "--unit-option", "round_to=8")
     if unit is None and not values:
         return recipe
+    if isinstance(recipe, Procedure):
+        raise SpecError(f"{recipe.name} is a procedure: its units are its own, and --unit has nothing to change")
     own = recipe.granularity.to_dict()
     if unit is not None:
         names = {name.lower(): name for name in Granularity.known()}
@@ -152,10 +170,15 @@ def with_unit(recipe: Recipe, unit: str | None, options: list[str] | None) -> Re
     return replace(recipe, granularity=Granularity.from_dict({**own, **values}))
 
 
-def _plan(setup: Setup, recipe: Recipe, budget: Budget, steps: int, out: Path, json: bool) -> None:
+def _plan(setup: Setup, recipe: Recipe | Procedure, budget: Budget, steps: int, out: Path, json: bool) -> None:
     """What would be done: which groups, how much of them, at what cost."""
+    from prunus.core.procedure import Procedure
     from prunus.engine.cost import cost_of
 
+    if isinstance(recipe, Procedure):
+        told = {"network": setup.network, "method": recipe.name, "budget": str(budget), "steps": steps, "out": str(out)}
+        planned(json, told, f"would run {recipe.name} on {setup.network} for {budget}; what stays is found by running")
+        return
     session = session_of(setup, recipe, budget, steps)
     costs: dict[str, float] = {}
     at_once = all(e.step == 0 for e in session.events)

@@ -12,9 +12,13 @@ class Card:
         use_when: completes "use it when ...".
         avoid_when: completes "avoid it when ...".
         deviations: how the recipe differs from the paper or its official code; empty where it does not.
+        formula: what is computed, in one line, where the parts do not say it themselves (a procedure).
+        rows: the numbers of the systems in `docs/systems.json` that this method stands for.
     """
 
     title: str
     use_when: str
     avoid_when: str
     deviations: str = ""
+    formula: str = ""
+    rows: tuple[int, ...] = ()

@@ -15,6 +15,10 @@ class Event(NamedTuple):
         hold: False zeroes the units once and lets them recover (soft pruning).
         revive: True lets pruned units compete again; otherwise their score is -inf and masks only shrink.
         skip: True skips the optimizer step at which the event falls.
+        settle: carried out only if the masks that it would make differ in less than this fraction of the units from
+            those that each of the `window` events before it would have made; until then it only remembers its masks.
+            Once one such event was carried out, the remaining ones are left out (early tickets). 1 is always met.
+        window: see `settle`.
     """
 
     step: int
@@ -25,3 +29,5 @@ class Event(NamedTuple):
     hold: bool = True
     revive: bool = False
     skip: bool = False
+    settle: float | None = None
+    window: int = 0

@@ -33,6 +33,12 @@ class Sources:
         settings: fields of the part that asks (a temperature, a number of probes).
         gradients: gradients that are there anyway (inside a training loop), by parameter name.
         shared: results several evidences of one part have in common, so that one pass serves them.
+        initial: the weights before the first training step, by parameter name; there where `InitialWeight` is asked.
+        running: what running evidence has gathered, by its key: parameter name -> tensor.
+        scores: what the groups were scored, for the evidence of an allocation.
+        masks: what is kept now, by group name; missing groups are whole.
+        final: whether no event comes after the one at hand.
+        gates: what the gates say that units are worth, by group name.
     """
 
     model: nn.Module
@@ -43,6 +49,12 @@ class Sources:
     settings: Mapping[str, Any] = field(default_factory=dict)
     gradients: Mapping[str, Tensor] | None = None
     shared: dict[str, Any] = field(default_factory=dict)
+    initial: Mapping[str, Tensor] | None = None
+    running: Mapping[str, dict[str, Tensor]] = field(default_factory=dict)
+    scores: Mapping[str, Tensor] | None = None
+    masks: Mapping[str, Tensor] = field(default_factory=dict)
+    final: bool = True
+    gates: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 class Evidence(ABC):
@@ -51,6 +63,7 @@ class Evidence(ABC):
     reads: ClassVar[Reads] = "nothing"
     roles: ClassVar[tuple[Role, ...]] = ("out",)
     per_batch: ClassVar[bool] = False
+    random: ClassVar[bool] = False  # whether it hangs on the session's seed
     passes: ClassVar[str] = "none"
 
     @abstractmethod
@@ -68,3 +81,38 @@ class Evidence(ABC):
             if members:
                 views[group.name] = group.views(members, tensors)
         return views
+
+
+class RunningEvidence(Evidence):
+    """Evidence that is gathered at every training step (movement, averages of sensitivities).
+
+    A session calls `step` before each optimizer step, with the gradients that are about to be used, pruned weights'
+    included; what belongs to single weights says so in `observe`. Where nothing was trained yet, the gradients of the
+    calibration batches at the weights as they are take the place of the steps.
+    """
+
+    reads: ClassVar[Reads] = "labels"
+    key: ClassVar[str]
+
+    @abstractmethod
+    def observe(
+        self,
+        store: dict[str, Tensor],
+        weights: Mapping[str, Tensor],
+        gradients: Mapping[str, Tensor],
+        settings: Mapping[str, Any],
+    ) -> None:
+        """Add one step to `store`, whose keys are parameter names, or parameter names with a suffix after `|`."""
+
+    def step(
+        self,
+        store: dict[str, Tensor],
+        groups: tuple[Group, ...],
+        weights: Mapping[str, Tensor],
+        gradients: Mapping[str, Tensor],
+        settings: Mapping[str, Any],
+    ) -> None:
+        """Observe the parameters that are scored. Evidence whose numbers belong to units overrides this."""
+        names = {m.param for g in groups for m in g.with_role(*self.roles)}
+        asked = {n: g for n, g in gradients.items() if n in names}
+        self.observe(store, weights, asked, settings)

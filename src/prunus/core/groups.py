@@ -38,6 +38,8 @@ class Member:
         buffer: True where `param` names a buffer, which is compacted but neither scored nor masked.
         unit: the one unit that owns the whole parameter (blocks, layers), with `dim` and `index` left out; None where
             every unit owns slices of it.
+        tile: for units that are boxes of the parameter (kernels, blocks): how long a box is along each axis of the
+            parameter, which it divides. Units count through the boxes as numbers lie in memory. `dim` is left out.
     """
 
     param: str
@@ -46,6 +48,7 @@ class Member:
     role: Role = "out"
     buffer: bool = False
     unit: int | None = None
+    tile: tuple[int, ...] | None = None
 
     def positions(self, units: int) -> Int[Tensor, "units r"]:
         """`[units, r]`: the positions along `dim` of every unit, with the identity written out."""
@@ -87,7 +90,13 @@ class Group:
     @property
     def elementwise(self) -> bool:
         """True where each unit is a single weight of a single parameter."""
-        return self.members[0].dim is None and self.members[0].unit is None
+        first = self.members[0]
+        return first.dim is None and first.unit is None and first.tile is None
+
+    @property
+    def movable(self) -> bool:
+        """False where units are scattered in a parameter, so that removing them leaves zeros and nothing to cut out."""
+        return not self.elementwise and self.members[0].tile is None
 
     def with_role(self, *roles: Role) -> tuple[Member, ...]:
         """The scored members: parameters (not buffers) that play one of `roles`."""
@@ -101,6 +110,8 @@ class Group:
         """
         if member.unit is not None:
             return self.views((member,), {member.param: tensor})
+        if member.tile is not None:
+            return _boxes(tensor, member.tile).reshape(*self.shape, -1)
         if member.dim is None:
             return tensor.reshape(*self.shape, 1)
         rows = tensor.movedim(member.dim, 0)
@@ -139,6 +150,11 @@ class Group:
         """The mask of a parameter of `shape` that keeps exactly the units in `keep` (slices of no unit stay)."""
         if member.unit is not None:
             return keep.reshape(-1)[member.unit].expand(shape)
+        if member.tile is not None:
+            grid = keep.reshape([n // t for n, t in zip(shape, member.tile, strict=True)])
+            for along, length in enumerate(member.tile):
+                grid = grid.repeat_interleave(length, along) if length > 1 else grid
+            return grid
         if member.dim is None:
             return keep.reshape(shape)
         axis = self.axis_keep(member, keep, shape[member.dim])
@@ -152,3 +168,10 @@ class Group:
         gone = member.positions(self.units).to(keep.device)[~keep.reshape(-1)]
         axis[gone.reshape(-1)] = False
         return axis
+
+
+def _boxes(tensor: Shaped[Tensor, "..."], tile: tuple[int, ...]) -> Shaped[Tensor, "..."]:
+    """A tensor cut into boxes: first the axes that count the boxes, then those inside one. A view."""
+    cut = [n for size, length in zip(tensor.shape, tile, strict=True) for n in (size // length, length)]
+    axes = range(len(tile))
+    return tensor.reshape(cut).permute([*(2 * a for a in axes), *(2 * a + 1 for a in axes)])

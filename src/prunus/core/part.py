@@ -19,6 +19,8 @@ from prunus.core.groups import Group
 
 if TYPE_CHECKING:
     from prunus.core.evidence import Evidence
+    from prunus.core.gate import Moment
+    from prunus.core.layer import Choose, Layer, Site, Update
 
 Scores = Mapping[str, Float[Tensor, "*units"]]
 Masks = dict[str, Bool[Tensor, "*units"]]
@@ -31,12 +33,21 @@ class Part:
     """Base of everything that fills a slot of a recipe."""
 
     slot: ClassVar[str] = ""
+    given: ClassVar[frozenset[str]] = frozenset()
     _registry: ClassVar[dict[str, dict[str, type["Part"]]]] = {}
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         if cls.slot and not inspect.isabstract(cls) and "__call__" in dir(cls) and Part not in cls.__bases__:
             Part._registry.setdefault(cls.slot, {})[cls.__name__] = cls
+
+    def asks(self) -> Mapping[str, "Evidence"]:
+        """What `__call__` wants to be told: parameter name -> evidence. A part that wraps another asks for it."""
+        return needs(type(self))
+
+    def settings(self) -> dict[str, Any]:
+        """What evidence may know of the part that asks: its fields (a wrapper adds those of what it wraps)."""
+        return {f.name: getattr(self, f.name) for f in fields(cast(Any, self))}
 
     @classmethod
     def known(cls, slot: str | None = None) -> Mapping[str, type["Part"]]:
@@ -65,7 +76,7 @@ class Part:
 def _plain(value: Any) -> Any:
     if isinstance(value, Part):
         return {"slot": value.slot, **value.to_dict()}
-    return list(value) if isinstance(value, tuple) else value
+    return [_plain(v) for v in value] if isinstance(value, tuple) else value
 
 
 def _restored(value: Any) -> Any:
@@ -74,7 +85,7 @@ def _restored(value: Any) -> Any:
         if inner is None:
             raise UnknownNameError("slot", str(value.get("slot")), SLOTS)
         return inner.from_dict({k: v for k, v in value.items() if k != "slot"})
-    return tuple(value) if isinstance(value, list) else value
+    return tuple(_restored(v) for v in value) if isinstance(value, list) else value
 
 
 class Granularity(Part):
@@ -117,17 +128,28 @@ class Penalty(Part):
 
 
 class Allocation(Part):
-    """`(scores, density, space) -> masks`: which units stay, given their scores.
+    """`(scores, density, space, **evidence) -> masks`: which units stay, given their scores.
 
-    `pattern` is True where the allocation itself imposes a semi-structured pattern (N:M).
+    Further parameters are evidence, as for a criterion, but of all groups at once: group name -> tensor (what a unit
+    costs, what a layer's features look like).
+
+    `pattern` is True where the allocation itself imposes a semi-structured pattern (N:M). `pays`: a currency in which
+    it solves for a budget by itself (`afford`); in all others the engine looks for the number of units that fits.
     """
 
     slot: ClassVar[str] = "allocate"
+    pays: ClassVar[str | None] = None
+    given: ClassVar[frozenset[str]] = frozenset({"scores", "density", "space"})
     pattern: ClassVar[bool] = False
     scope: ClassVar[Literal["global", "local"]] = "local"
 
-    def __call__(self, scores: Scores, density: float, space: Space) -> Masks:
+    def __call__(self, *args: Any, **evidence: Any) -> Masks:
+        """See the class: `(scores, density, space, **evidence)`."""
         raise SpecError(f"{type(self).__name__} does not say which units stay")
+
+    def afford(self, scores: Scores, keep: float, space: Space, **evidence: Any) -> Masks:
+        """The masks that leave at most the share `keep` of the dense model's cost in the currency that it pays."""
+        raise SpecError(f"{type(self).__name__} meets no budget by itself")
 
 
 class Schedule(Part):
@@ -139,7 +161,119 @@ class Schedule(Part):
         raise SpecError(f"{type(self).__name__} gives no events")
 
 
-SLOTS: dict[str, type[Part]] = {c.slot: c for c in (Granularity, Criterion, Growth, Penalty, Allocation, Schedule)}
+class Gate(Part):
+    """Learned masks: one number theta per unit, trained beside (or instead of) the weights, in the network's graph.
+
+    `(**evidence) -> theta`: what they start from, `[*units]` or `[*units, 1]`; evidence as for a criterion. The other
+    methods say what is made of them. All are pure, and differentiable where theta is to be trained through them.
+
+    While a session is attached, a gated weight w is used as `weight(w, value)`. The value of a single weight is its own
+    gate's; that of a unit (channel, neuron, head) multiplies what it is read with, the slices of the role `in`, so that
+    it acts after normalizations and nonlinearities. After the last event the weights are what the network was
+    computed with, pruned units are zero, and the gates are gone. `prunus.engine.gating` trains them.
+
+    Attributes:
+        freezes: all parameters of the model stay as they are while the gates are trained.
+        selects: `value` wants `moment.keep`. Cost: one allocation per step.
+        samples: `value` wants `moment.noise`.
+    """
+
+    slot: ClassVar[str] = "gate"
+    freezes: ClassVar[bool] = False
+    selects: ClassVar[bool] = False
+    samples: ClassVar[bool] = False
+    __call__: Callable[..., Tensor]
+
+    def value(self, theta: Float[Tensor, "*units"], moment: "Moment") -> Float[Tensor, "*units"]:
+        """What a unit is multiplied by."""
+        return theta
+
+    def weight(self, w: Float[Tensor, "..."], value: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+        """What the network computes with, given the values of its weight's entries."""
+        return w * value
+
+    def penalty(self, thetas: Mapping[str, Float[Tensor, "..."]], moment: "Moment") -> Float[Tensor, ""] | None:
+        """A term of the loss, of all groups at once, counted once per step; None for none."""
+        return None
+
+    def projected(self, theta: Float[Tensor, "*units"]) -> Float[Tensor, "*units"]:
+        """Theta after a step, put back where it may lie."""
+        return theta
+
+    def renewed(self, theta: Float[Tensor, "*units"]) -> Float[Tensor, "*units"]:
+        """Theta for the next round, after an event that is not the last."""
+        return theta
+
+    def worth(self, theta: Float[Tensor, "*units"]) -> Float[Tensor, "*units"]:
+        """What `GateValue` evidence tells a criterion; higher = keep."""
+        return theta
+
+    def rate(self, progress: float) -> float:
+        """The factor of the gates' learning rate."""
+        return 1.0
+
+    def optimizer(self, parameters: list[Any]) -> Any:
+        """The torch optimizer that trains the gates."""
+        raise SpecError(f"{type(self).__name__} does not say what trains its gates")
+
+
+class Reconstruction(Part):
+    """`(layer, choose) -> update`: new weights of one linear map, so that it computes what it did before.
+
+    layer: see `prunus.core.layer.Layer`. choose: which weights stay, given scores of a block of columns, at the share
+    that the allocation gave the layer; a reconstruction that does not select takes `layer.keep` as it is.
+    """
+
+    slot: ClassVar[str] = "reconstruct"
+
+    def __call__(self, layer: "Layer", choose: "Choose") -> "Update":
+        raise SpecError(f"{type(self).__name__} rebuilds nothing")
+
+
+class Preparation(Part):
+    """`(model, example) -> model`, in place: the same outputs from other modules, so that there are other units."""
+
+    slot: ClassVar[str] = "prepare"
+
+    def __call__(self, model: Any, example: Any) -> Any:
+        raise SpecError(f"{type(self).__name__} prepares nothing")
+
+
+class Recovery(Part):
+    """What brings a pruned model back: what is done at once, and how it is trained afterwards.
+
+    `__call__` runs after the last event, in place; the others shape the training steps that follow, in `prunus.prune`.
+    `teacher`: whether it wants a copy of the dense model. `restarts`: whether optimizers forget what they gathered.
+    """
+
+    slot: ClassVar[str] = "recover"
+    reads: ClassVar[Literal["nothing", "inputs", "labels"]] = "nothing"
+    teacher: ClassVar[bool] = False
+    restarts: ClassVar[bool] = False
+
+    def __call__(self, site: "Site") -> None:
+        """Change `site.model` in place. Nothing by default."""
+
+    def steps(self, steps: int, macs_ratio: Callable[[], float]) -> int:
+        """How many steps to train after the last event where `steps` were asked for; the ratio is dense / pruned."""
+        return steps
+
+    def rate(self, progress: float) -> float | None:
+        """The learning-rate factor at a fraction of the steps after the last event; None leaves it as it is."""
+        return None
+
+    def loss(self, site: "Site", batch: Any) -> Tensor | None:
+        """The loss to train with after the last event; None for the task's own."""
+        return None
+
+
+SLOTS: dict[str, type[Part]] = {
+    c.slot: c
+    for c in (
+        *(Granularity, Criterion, Growth, Penalty, Allocation, Schedule),
+        *(Gate, Reconstruction, Preparation, Recovery),
+    )
+}
 
 
 _NEEDS: dict[type["Part"], Mapping[str, "Evidence"]] = {}
@@ -155,7 +289,7 @@ def needs(part: type[Part]) -> Mapping[str, "Evidence"]:
     if part in _NEEDS:
         return _NEEDS[part]
     hints = get_type_hints(part.__call__, include_extras=True)
-    hints.pop("return", None)
+    hints = {name: hint for name, hint in hints.items() if name not in {"return", *part.given}}
     found: dict[str, Evidence] = {}
     for name, hint in hints.items():
         marks = [a for a in get_args(hint)[1:] if isinstance(a, Evidence)] if get_origin(hint) is Annotated else []

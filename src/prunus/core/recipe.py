@@ -1,24 +1,28 @@
 """A method is a sentence: a frozen record of named parts that holds no tensors and no state."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 from prunus.core.errors import SpecError
+from prunus.core.evidence import Reads
 from prunus.core.part import (
     SLOTS,
     Allocation,
     Criterion,
+    Gate,
     Granularity,
     Growth,
     Part,
     Penalty,
+    Preparation,
+    Reconstruction,
+    Recovery,
     Schedule,
-    needs,
     plain_dataclass,
 )
 
-READS_ORDER = ("nothing", "inputs", "labels")
+READS_ORDER: tuple[Reads, ...] = ("nothing", "inputs", "labels")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +39,10 @@ class Recipe:
         start: the criterion of the first event where it differs (dynamic sparse training starts from a random mask).
         grow: what is regrown, for schedules that regrow.
         penalty: a term added to the loss while training.
+        gate: learned masks.
+        prepare: what is done to the model first, so that it has other units (its outputs stay the same).
+        reconstruct: how the weights that stay make up for those that go, layer by layer.
+        recover: what brings the model back afterwards, and how it is trained then.
         on: whether the method expects initial or trained weights.
 
     A variant is an edit: `dataclasses.replace(snip, granularity=Channel())`.
@@ -49,6 +57,10 @@ class Recipe:
     start: Criterion | None = None
     grow: Growth | None = None
     penalty: Penalty | None = None
+    gate: Gate | None = None
+    prepare: Preparation | None = None
+    reconstruct: Reconstruction | None = None
+    recover: Recovery | None = None
     on: Literal["initialized", "pretrained"] = "initialized"
 
     def __post_init__(self) -> None:
@@ -83,12 +95,14 @@ class Recipe:
         """Relative to training (survey section 4), read off the timeline.
 
         After: the weights are trained first, whether by someone else or by rounds that rewind. Before: every event
-        falls on step 0. During: anything else.
+        falls on step 0, or gates are trained on weights that stay as they are. During: anything else.
         """
         events = self.timeline()
-        if self.on == "pretrained" or any(e.rewind is not None or e.replay is not None for e in events):
+        back = (e for e in events if e.step > 0 and (e.rewind is not None or e.replay is not None))
+        if self.on == "pretrained" or any(back):
             return "after"
-        return "before" if all(e.step == 0 for e in events) else "during"
+        frozen = self.gate is not None and self.gate.freezes
+        return "before" if frozen or all(e.step == 0 for e in events) else "during"
 
     @property
     def pace(self) -> Literal["one_shot", "iterative", "gradual", "prune_and_grow"]:
@@ -96,7 +110,8 @@ class Recipe:
         events = self.timeline()
         if any(e.regrow for e in events):
             return "prune_and_grow"
-        if len(events) <= 1:
+        # Of events that wait for the masks to settle only one is carried out.
+        if len(events) <= 1 or all(e.settle is not None for e in events):
             return "one_shot"
         rounds = any(e.rewind is not None or e.replay is not None for e in events)
         return "iterative" if rounds or all(e.step == events[0].step for e in events) else "gradual"
@@ -104,17 +119,24 @@ class Recipe:
     @property
     def how(self) -> Literal["criteria", "learned"]:
         """By a criterion or learned through regularization or regrowth (survey sections 5 and 6)."""
-        return "learned" if self.penalty is not None or self.grow is not None else "criteria"
+        learned = (self.penalty, self.grow, self.gate)
+        return "learned" if any(part is not None for part in learned) else "criteria"
 
     @property
-    def reads(self) -> Literal["nothing", "inputs", "labels"]:
-        """The most that any evidence reads: nothing, inputs, or labels (through the loss)."""
-        return _most(self.criterion, self.start, self.grow, self.penalty)
+    def reads(self) -> Reads:
+        """The most that any part reads: nothing, inputs, or labels (through the loss)."""
+        parts = (self.criterion, self.start, self.grow, self.penalty, self.allocate)
+        also: list[Reads] = [] if self.reconstruct is None else ["inputs"]
+        also += [] if self.gate is None else ["labels"]
+        return _most(*parts, also=also if self.recover is None else [*also, self.recover.reads])
 
     @property
-    def scores_from(self) -> Literal["nothing", "inputs", "labels"]:
-        """The most that scoring reads of the calibration data; growth goes by the gradients of training instead."""
-        return _most(self.criterion, self.start)
+    def scores_from(self) -> Reads:
+        """The most that scoring, allocating and rebuilding read of the calibration data; growth goes by the gradients
+        of training instead.
+        """
+        also: list[Reads] = [] if self.reconstruct is None else ["inputs"]
+        return _most(self.criterion, self.start, self.allocate, also=also)
 
     @property
     def data_free(self) -> bool:
@@ -171,7 +193,6 @@ class Recipe:
         return cls(**values)
 
 
-def _most(*parts: Part | None) -> Literal["nothing", "inputs", "labels"]:
-    evidence = [e for p in parts if p is not None for e in needs(type(p)).values()]
-    most = max((READS_ORDER.index(e.reads) for e in evidence), default=0)
-    return cast(Literal["nothing", "inputs", "labels"], READS_ORDER[most])
+def _most(*parts: Part | None, also: Sequence[Reads] = ()) -> Reads:
+    evidence = [e.reads for p in parts if p is not None for e in p.asks().values()]
+    return READS_ORDER[max((READS_ORDER.index(one) for one in (*evidence, *also)), default=0)]

@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from safetensors.torch import save as serialized
 from torch import Tensor, nn
 
-from prunus import __version__
+from prunus import __version__, preparation_of
 from prunus.core.errors import PrunusError, SpecError, VerificationError, listed
 from prunus.deploy.atomic import MARK, new_folder
 from prunus.deploy.manifest import FileRecord, Manifest, read_manifest, sha256_of
@@ -84,7 +84,8 @@ def load(path: str | Path, model_factory: Callable[[], nn.Module]) -> nn.Module:
 
     Args:
         path: a folder that `save` wrote.
-        model_factory: makes the dense, unpruned network (`lambda: MyNet(num_classes=10)`).
+        model_factory: makes the dense, unpruned network (`lambda: MyNet(num_classes=10)`); what the recipe prepares in
+            it without an example is prepared again.
 
     Returns: the model in evaluation mode, weights in the dtype they were saved in. Buffers that are no part of
         `state_dict` are those that the factory makes, cut as the others are.
@@ -103,6 +104,7 @@ def load(path: str | Path, model_factory: Callable[[], nn.Module]) -> nn.Module:
     model = model_factory()
     if not isinstance(model, nn.Module):
         raise SpecError(f"model_factory must return a torch module, it returned {type(model).__name__}")
+    _prepare_(model, manifest, state)
     modules = dict(model.named_modules())
     for target in manifest.sizes():
         module, _, name = target.rpartition(".")
@@ -176,6 +178,14 @@ def distinct(state: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[str, str
         seen[key] = name
         tensors[name] = t.detach().cpu().clone(memory_format=torch.contiguous_format)
     return tensors, aliases
+
+
+def _prepare_(model: nn.Module, manifest: Manifest, state: Mapping[str, Tensor]) -> None:
+    """Write the model's modules anew where the recipe did so before pruning (layers as products), if it is not done."""
+    recipe = manifest.result.get("recipe")
+    plain = recipe.get("prepare") if isinstance(recipe, Mapping) else None
+    if isinstance(plain, Mapping) and not state.keys() <= _own_state(model).keys():
+        preparation_of(plain)(model, None)
 
 
 def _own_state(model: nn.Module) -> dict[str, Tensor]:

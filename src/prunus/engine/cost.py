@@ -63,7 +63,8 @@ class Cost:
                     if not keep.reshape(-1)[m.unit]:
                         whole[m.param] = None
                 elif m.dim is None:
-                    saved += self.prices.get(m.param, 0.0) * gone
+                    each = prod(m.tile) if m.tile is not None else 1
+                    saved += self.prices.get(m.param, 0.0) * gone * each
                 else:
                     each = 1 if m.index is None else m.index.shape[1]
                     axes = removed.setdefault(m.param, {})
@@ -119,7 +120,7 @@ def check_physical(currency: Currency, groups: tuple[Group, ...]) -> None:
 
     Errors: `BudgetError` where the units are single weights, which no compaction removes.
     """
-    if currency in PHYSICAL and any(g.elementwise for g in groups):
+    if currency in PHYSICAL and not all(g.movable for g in groups):
         what = "stored like any other number" if currency == "bytes" else "multiplied like any other number"
         raise BudgetError(
             f"a budget in {currency} cannot be met by removing single weights: their zeros are {what}. Use a "

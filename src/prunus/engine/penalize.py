@@ -1,12 +1,10 @@
 """Penalties: the gradient of a term of the loss that only a recipe knows about."""
 
-from typing import Any
-
 import torch
 
 from prunus.core.errors import SpecError
 from prunus.core.evidence import Sources
-from prunus.core.part import Penalty, needs
+from prunus.core.part import Penalty
 from prunus.engine.hooks import Hooks
 
 
@@ -17,8 +15,7 @@ def add_penalty(penalty: Penalty, sources: Sources, hooks: Hooks) -> None:
     Called once per optimizer step, so the strength does not depend on how many backward passes a step takes.
     Cost: one forward and backward of the penalty. Errors: `SpecError` where it is defined on none of the groups.
     """
-    kind: Any = type(penalty)
-    evidence = needs(kind)
+    evidence = penalty.asks()
     live = {n: p for n, p in sources.parameters.items() if p.requires_grad}
     views = {name: e.by_group(sources, live) for name, e in evidence.items()}
     terms = [
@@ -27,7 +24,7 @@ def add_penalty(penalty: Penalty, sources: Sources, hooks: Hooks) -> None:
         if all(g.name in v for v in views.values())
     ]
     if not terms:
-        raise SpecError(f"{kind.__name__} is defined on none of the model's groups: it would do nothing")
+        raise SpecError(f"{type(penalty).__name__} is defined on none of the model's groups: it would do nothing")
     asked = {m.param for g in sources.groups for e in evidence.values() for m in g.with_role(*e.roles)}
     # Only what this optimizer trains: nothing would ever clear the gradient of anything else.
     names = [n for n in live if n in asked and n in hooks.names]

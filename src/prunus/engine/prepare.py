@@ -6,6 +6,7 @@ from torch import fx, nn
 from prunus.core.budget import Budget
 from prunus.core.errors import Problems, SpecError, StructureError, WeightsError
 from prunus.core.groups import Group
+from prunus.core.procedure import Procedure
 from prunus.core.recipe import Recipe
 from prunus.core.task import Task
 
@@ -21,6 +22,18 @@ def unwrap(model: nn.Module) -> nn.Module:
         if not isinstance(inner, nn.Module):
             return model
         model = inner
+
+
+def prepared(model: nn.Module, recipe: Recipe, task: Task) -> nn.Module:
+    """The model as the recipe wants it, changed in place, its outputs the same."""
+    if recipe.prepare is None:
+        return model
+    check_slots(recipe, task, None, 0)
+    call = task.example_inputs()
+    made: nn.Module = recipe.prepare(model, None if call is None else (call[1] or call[0]))
+    if made is not model:
+        raise SpecError(f"{type(recipe.prepare).__name__} must change the model in place and return it")
+    return model
 
 
 def resolve_recipe(recipe: Recipe | str) -> Recipe:
@@ -46,7 +59,7 @@ def resolve_task(task: Task | None) -> Task:
     return task
 
 
-def resolve_budget(recipe: Recipe, sparsity: float | None, budget: Budget | None) -> Budget:
+def resolve_budget(recipe: Recipe | Procedure, sparsity: float | None, budget: Budget | None) -> Budget:
     """The budget from whichever of the two was given; patterns such as 2:4 bring their own."""
     if sparsity is not None and budget is not None:
         raise SpecError("give sparsity or budget, not both")
@@ -56,7 +69,7 @@ def resolve_budget(recipe: Recipe, sparsity: float | None, budget: Budget | None
         return budget
     if budget is not None:
         raise SpecError(f"budget must be a prunus.Budget (such as Budget(0.1) or Budget(macs=0.5)), got {budget!r}")
-    own = getattr(recipe.allocate, "density", None)
+    own = getattr(getattr(recipe, "allocate", None), "density", None)
     if isinstance(own, float):
         return Budget(density=own)
     raise SpecError(f"{recipe.name!r} needs to know how much: sparsity=0.9, Budget(0.1), Budget(macs=0.5)")
@@ -105,8 +118,8 @@ def check_weights(model: nn.Module, groups: tuple[Group, ...]) -> None:
     problems.raise_if_any(WeightsError)
 
 
-def check_slots(recipe: Recipe, task: Task, groups: tuple[Group, ...], steps: int) -> None:
-    """Refuse a task that lacks what the recipe asks for."""
+def check_slots(recipe: Recipe, task: Task, groups: tuple[Group, ...] | None, steps: int) -> None:
+    """Refuse a task that lacks what the recipe asks for; groups are None where they are still to be made."""
     problems = Problems(f"cannot run {recipe.name!r}")
     # Growth is left out: it goes by the gradients of the training step at hand, which are there in any loop.
     scoring = recipe.scores_from
@@ -117,6 +130,6 @@ def check_slots(recipe: Recipe, task: Task, groups: tuple[Group, ...], steps: in
     if isinstance(steps, bool) or not isinstance(steps, int) or steps < 0:
         problems.add(f"steps={steps!r} must be a whole number of optimizer steps, 0 or more")
     fits = getattr(recipe.allocate, "fits", None)
-    if fits is not None and not any(fits(g.shape, g.weight) for g in groups):
+    if fits is not None and groups is not None and not any(fits(g.shape, g.weight) for g in groups):
         problems.add(f"{recipe.allocate} fits no layer: no row length is a multiple of its block")
     problems.raise_if_any(SpecError)

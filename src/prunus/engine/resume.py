@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -10,11 +10,17 @@ from torch import Tensor
 from prunus.core.errors import Problems, SpecError
 from prunus.core.events import Event
 from prunus.core.part import Masks
+from prunus.engine.apply_ import pack, unpack
+from prunus.engine.gating import resumed
 
-FORMAT = 1
+if TYPE_CHECKING:
+    from prunus.engine.session import Session
+
+FORMAT = 2
 KEYS = (
     *("format", "recipe", "budget", "steps", "seed", "groups", "step", "clock", "fired", "holding", "pending", "masks"),
     *("generator", "weights", "rates", "history", "skipped", "collapsed", "seconds"),
+    *("settled", "probes", "initial", "running", "gates"),
 )
 
 
@@ -62,6 +68,16 @@ def check_state(
     for event in events[fired:]:
         if event.rewind is not None and event.rewind <= step and str(event.rewind) not in state["weights"]:
             problems.add(f"the snapshot of step {event.rewind}, to which it will rewind, is missing")
+    for probe in state["probes"]:
+        if any(not _is(probe.get(n), torch.uint8, (-(-m.numel() // 8),)) for n, m in masks.items()):
+            problems.add("the masks that it compares with are missing or have another size")
+    for kind, stored in (("initial", [state["initial"]]), ("running", list(state["running"].values()))):
+        for one in stored:
+            if bad := [n for n, t in one.items() if not isinstance(t, Tensor) or n.split("|")[0] not in model]:
+                problems.add(f"its {kind} tensors hold {bad[0]!r}, which is no parameter of the model")
+    for n, theta in state["gates"].get("thetas", {}).items():
+        if n not in masks or not isinstance(theta, Tensor) or theta.shape != masks[n].shape:
+            problems.add(f"the gates of {n!r} have another shape than its units, or there is no such group")
     if state["pending"] is not None and str(state["pending"]) not in state["rates"]:
         problems.add(f"the learning rates of step {state['pending']}, which come next, are missing")
     problems.raise_if_any(SpecError)
@@ -98,3 +114,51 @@ def _is(value: Any, dtype: torch.dtype, shape: tuple[int, ...]) -> bool:
 def _short(value: Any) -> str:
     text = json.dumps(value)
     return text if len(text) <= 160 else text[:157] + "..."
+
+
+def stored(session: "Session") -> dict[str, Any]:
+    """Everything that a session is, as tensors and plain values, but for the time it took."""
+    rewinder = session.rewinder
+    return {
+        "format": FORMAT,
+        **session.identity(),
+        "step": session.step,
+        "clock": session.clock,
+        "fired": session.fired,
+        "holding": session.holding,
+        "pending": rewinder.pending,
+        "masks": {n: pack(m) for n, m in session.masks.items()},
+        "generator": session.generator.get_state(),
+        "weights": {str(k): dict(v) for k, v in rewinder.weights.items()},
+        "rates": {str(k): v for k, v in rewinder.rates.items()},
+        "history": [dict(h) for h in session.history],
+        "skipped": dict(session.skipped),
+        "collapsed": list(session.collapsed),
+        "settled": session.settled,
+        "probes": [{n: pack(m) for n, m in probe.items()} for probe in session.probes],
+        "initial": session.initial or {},
+        "running": {key: dict(store) for key, store in session.running.items()},
+        "gates": {} if session.gating is None else session.gating.state(),
+    }
+
+
+def restore_(session: "Session", state: Mapping[str, Any]) -> None:
+    """Put a checked state into a session."""
+    session.parameters = dict(session.model.named_parameters())
+    places = {g.name: session.parameters[g.members[0].param].device for g in session.groups}
+    session.masks = {g.name: unpack(state["masks"][g.name].to(places[g.name]), g.shape) for g in session.groups}
+    session.step, session.clock, session.fired = int(state["step"]), int(state["clock"]), int(state["fired"])
+    session.holding = bool(state["holding"])
+    session.generator.set_state(state["generator"].cpu())
+    session.settled = bool(state["settled"])
+    shapes = {g.name: g.shape for g in session.groups}
+    session.probes = [{n: unpack(p[n].to(places[n]), shapes[n]) for n in shapes} for p in state["probes"]]
+    there = {n: p.device for n, p in session.parameters.items()}
+    session.initial = {n: t.to(there[n]) for n, t in state["initial"].items()} or None
+    session.running = {
+        key: {n: t.to(there[n.split("|")[0]]) for n, t in store.items()} for key, store in state["running"].items()
+    }
+    session.rewinder.load(state)
+    session.gating = resumed(session, state["gates"])
+    session.history = [dict(h) for h in state["history"]]
+    session.skipped, session.collapsed = dict(state["skipped"]), tuple(state["collapsed"])

@@ -16,6 +16,17 @@ def target(event: Event) -> int | None:
     return event.rewind if event.rewind is not None else event.replay
 
 
+def horizon(events: Iterable[Event], steps: int) -> int:
+    """How far the learning-rate clock ever runs in a timeline that is carried out as it stands."""
+    longest, clock, last = 0, 0, 0
+    for event in events:
+        clock, last = clock + event.step - last, event.step
+        longest = max(longest, clock)
+        back = target(event)
+        clock = back if back is not None else clock
+    return max(longest, clock + steps - last)
+
+
 class Rewinder:
     """Weights and learning rates of the steps that events to come go back to.
 
@@ -82,7 +93,8 @@ def check_schedulers(
     Errors: `SpecError` for a scheduler without a state of plain values, or one that follows an optimizer and is not
     given.
     """
-    if not any(target(e) is not None for e in coming):
+    # Going back to the step at hand undoes what was pruned there, and no learning rate.
+    if not any((back := target(e)) is not None and back < e.step for e in coming):
         return
     if bad := [s for s in schedulers if not hasattr(s, "state_dict") or not hasattr(s, "load_state_dict")]:
         raise SpecError(f"a scheduler is rewound by its state_dict, and {type(bad[0]).__name__} has none")

@@ -1,8 +1,8 @@
 """Scores: collect exactly the evidence a part asks for, call it once per group, reduce to units."""
 
+import copy
 from collections.abc import Mapping
-from dataclasses import fields
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -10,11 +10,19 @@ from torch import Tensor, nn
 from prunus.core.counting import full
 from prunus.core.errors import SpecError, WeightsError
 from prunus.core.evidence import Sources
-from prunus.core.groups import Group
-from prunus.core.part import Criterion, Growth, Masks, Reduce, needs
+from prunus.core.groups import Group, Member
+from prunus.core.part import Allocation, Criterion, Gate, Growth, Masks, Reduce
 from prunus.core.recipe import Recipe
 from prunus.core.task import Task
-from prunus.engine.prepare import check_slots, check_weights, find_groups, resolve_recipe, resolve_task, unwrap
+from prunus.engine.prepare import (
+    check_slots,
+    check_weights,
+    find_groups,
+    prepared,
+    resolve_recipe,
+    resolve_task,
+    unwrap,
+)
 
 
 def score(model: nn.Module, task: Task | None, recipe: Recipe | str, *, seed: int = 0) -> dict[str, Tensor]:
@@ -26,11 +34,16 @@ def score(model: nn.Module, task: Task | None, recipe: Recipe | str, *, seed: in
     Errors: `WeightsError` for NaN weights, `SpecError` for a task that lacks what the criterion reads.
     """
     recipe, task, model = resolve_recipe(recipe), resolve_task(task), unwrap(model)
+    if recipe.prepare is not None:
+        model = prepared(copy.deepcopy(model), recipe, task)
     groups = find_groups(model, recipe, task)
     check_weights(model, groups)
     check_slots(recipe, task, groups, 0)
     generator = seeded(seed)
     sources = make_sources(model, task, groups, generator, recipe.criterion)
+    if recipe.gate is not None:
+        told = make_sources(model, task, groups, generator, recipe.gate)
+        sources.gates = {n: recipe.gate.worth(t) for n, t in gates_of(recipe.gate, told).items()}
     scores, _ = rate(recipe.criterion, sources, recipe.granularity.reduce)
     by_name = {g.name: g for g in groups}
     return {n: s.reshape(by_name[n].weight) if by_name[n].elementwise else s for n, s in scores.items()}
@@ -48,17 +61,44 @@ def make_sources(
     task: Task,
     groups: tuple[Group, ...],
     generator: torch.Generator,
-    part: Criterion | Growth,
+    part: Criterion | Growth | Allocation | Gate,
     gradients: Mapping[str, Tensor] | None = None,
 ) -> Sources:
     """What evidence for `part` may be collected from."""
-    settings = {f.name: getattr(part, f.name) for f in fields(cast(Any, part))}
-    return Sources(model, task, groups, dict(model.named_parameters()), generator, settings, gradients)
+    return Sources(model, task, groups, dict(model.named_parameters()), generator, part.settings(), gradients)
 
 
-def rate(part: Criterion | Growth, sources: Sources, reduce: Reduce) -> tuple[dict[str, Tensor], dict[str, str]]:
+def acting(group: Group) -> tuple[Member, ...]:
+    """The members that a gate multiplies: single weights and boxes themselves; of a unit, what it is read with.
+
+    None of units that own whole parameters (experts, blocks): several gated weights in a row would count a gate twice.
+    """
+    if group.members[0].unit is not None:
+        return ()
+    return group.with_role("in") if group.movable else group.with_role("out")
+
+
+def gates_of(part: Gate, sources: Sources) -> dict[str, Tensor]:
+    """What gates start from, by group; groups on which they are undefined are missing.
+
+    Errors: `SpecError` where they are defined on none.
+    """
+    sources.groups = tuple(g for g in sources.groups if acting(g))
+    thetas, _ = rate(part, sources, "sum")
+    return thetas
+
+
+def facts(part: Allocation, sources: Sources) -> dict[str, Any]:
+    """What an allocation asks to be told beyond the scores: parameter name -> tensors by group.
+
+    Of evidence that comes batch by batch it is told the first batch's.
+    """
+    return {name: next(iter(e.collect(sources))) for name, e in part.asks().items()}
+
+
+def rate(part: Criterion | Growth | Gate, sources: Sources, reduce: Reduce) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Scores per group, and the groups left out with the reason (evidence undefined there)."""
-    evidence = needs(type(part))
+    evidence = part.asks()
     streams = {name: e.collect(sources) for name, e in evidence.items()}
     batched = [name for name, e in evidence.items() if e.per_batch]
     fixed = {name: next(streams[name]) for name in streams if name not in batched}
@@ -84,7 +124,7 @@ def rate(part: Criterion | Growth, sources: Sources, reduce: Reduce) -> tuple[di
     return scores, {g.name: what for g in sources.groups if g.name not in scores}
 
 
-def reduced(values: Tensor, group: Group, reduce: Reduce, part: Criterion | Growth) -> Tensor:
+def reduced(values: Tensor, group: Group, reduce: Reduce, part: Criterion | Growth | Gate) -> Tensor:
     """`[*units]` from what a criterion returned: itself, or its entries reduced over each unit."""
     if values.ndim == len(group.shape) + 1:
         if values.shape[-1] == 1:

@@ -3,6 +3,8 @@
 import math
 import warnings
 from collections.abc import Mapping
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,6 +24,7 @@ def select(
     budget: Budget,
     groups: tuple[Group, ...],
     cost: Cost | Latency | None,
+    given: Mapping[str, Any] | None = None,
 ) -> Masks:
     """Masks by group name, as many units as the budget allows.
 
@@ -30,26 +33,33 @@ def select(
     several groups would grow in one step (a uniform density passes a whole unit of many equal layers at once) and all
     of them together are too much, as many as fit do, in the network's order. Where an allocation gives a layer less
     although more units stay in all (smart-ratio may), what comes out fits, but something larger might as well. One in
-    latency is met by measuring (`Latency.search`).
+    latency is met by measuring (`Latency.search`). An allocation that solves for a currency by itself is left to
+    (`afford`), and its answer is priced. `given` is what the allocation asked to be told beyond the scores.
 
     Errors: `BudgetError` where even the fewest units are too many, or where units are single weights and the currency
     bytes or latency. Warns of groups that are too small for the multiple they are asked for.
     """
     space = {g.name: g for g in groups}
     warn_too_small(groups)
+    allocate = partial(allocation, **(given or {}))
     if budget.currency == "units" or cost is None:
-        return allocation(scores, budget.keep, space)
+        return allocate(scores, budget.keep, space)
     check_physical(budget.currency, groups)
     if getattr(allocation, "density", None) is not None:
         raise BudgetError(
             f"{allocation} has one density of its own; a budget in {budget.currency} cannot be met with it"
         )
     total = sum(s.numel() for s in scores.values())
+    if budget.currency == allocation.pays:
+        found = allocation.afford(scores, budget.keep, space, **(given or {}))
+        if isinstance(cost, Cost) and (fraction := cost.fraction(groups, found)) > budget.keep + 1e-9:
+            raise BudgetError(f"{allocation} was to keep {budget} and found masks that cost {fraction:.4g}")
+        return found
     if isinstance(cost, Latency):
-        return cost.search(lambda k: allocation(scores, k / total, space), total, budget.keep, groups)
+        return cost.search(lambda k: allocate(scores, k / total, space), total, budget.keep, groups)
 
     def at(k: int) -> tuple[Masks, float]:
-        masks = allocation(scores, k / total, space)
+        masks = allocate(scores, k / total, space)
         return masks, cost.fraction(groups, masks)
 
     low, high = 0, total

@@ -19,25 +19,29 @@ from prunus.core.part import Masks
 from prunus.core.recipe import Recipe
 from prunus.core.task import Task
 from prunus.engine.agreement import check_agreement, checksum, distributed, refuse_sharded
-from prunus.engine.apply_ import apply_, check_ranks, mask_state_, pack, parameter_masks, unpack
+from prunus.engine.apply_ import apply_, check_ranks, mask_state_, parameter_masks
 from prunus.engine.cost import price_of
+from prunus.engine.decide import asked_by, distance, ranked, regrown, watched
+from prunus.engine.gating import Gating, gating_of
 from prunus.engine.hooks import Hooks, hookable
 from prunus.engine.penalize import add_penalty
 from prunus.engine.prepare import (
     check_slots,
     check_weights,
     find_groups,
+    prepared,
     resolve_budget,
     resolve_recipe,
     resolve_task,
     unwrap,
 )
-from prunus.engine.regrow import regrow
+from prunus.engine.rebuild import rebuilt
+from prunus.engine.recover import Recovering, recovered, teacher_of
 from prunus.engine.result import Result
-from prunus.engine.resume import FORMAT, check_events, check_state
-from prunus.engine.rewind import Rewinder, check_schedulers, target
-from prunus.engine.score import check_scores, make_sources, rate, seeded, without
-from prunus.engine.select import all_kept, collapsed, select, warn_collapse
+from prunus.engine.resume import check_events, check_state, restore_, stored
+from prunus.engine.rewind import Rewinder, check_schedulers, horizon, target
+from prunus.engine.score import seeded
+from prunus.engine.select import all_kept, collapsed, warn_collapse
 
 
 class Session:
@@ -53,6 +57,7 @@ class Session:
     checked at every event. The model is modified in place; everything is checked before it is.
 
     What a loop does between backward and step, it does with dense gradients: a clipped norm includes pruned weights.
+    While a session is attached, the model computes with what the recipe's gates make of its weights.
 
     Args:
         model: the model being trained, wrapped (DistributedDataParallel, torch.compile) or not.
@@ -85,10 +90,10 @@ class Session:
         seed: int = 0,
         sparsity: float | None = None,
     ) -> None:
-        self.model = unwrap(model)
         self.recipe = resolve_recipe(recipe)
         self.task = resolve_task(task)
         self.budget = resolve_budget(self.recipe, sparsity, budget)
+        self.model = prepared(unwrap(model), self.recipe, self.task)
         self.steps, self.seed = steps, seed
         self.parameters = dict(self.model.named_parameters())
         refuse_sharded(self.parameters)
@@ -101,13 +106,19 @@ class Session:
         self.masks: Masks = all_kept(self.groups, self.parameters)
         self.cost = price_of(self.model, self.task, self.budget, self.groups)
         self.step = self.clock = self.fired = 0
-        self.holding = False
+        self.holding = self.settled = False
         self.history: list[dict[str, Any]] = []
         self.skipped: dict[str, str] = {}
         self.collapsed: tuple[str, ...] = ()
+        self.initial: dict[str, Tensor] | None = None
+        self.running: dict[str, dict[str, Tensor]] = {key: {} for key in watched(self.recipe)}
+        self.teacher = teacher_of(self.model, self.recipe)
+        self.recovering: Recovering | None = None
+        self.gating: Gating | None = None
+        self.probes: list[Masks] = []
         self._applied: dict[str, Tensor] = {}
         self._gradients: dict[str, Tensor] | None = None
-        self._rewinder = Rewinder(self.model)
+        self.rewinder = Rewinder(self.model)
         self._hooks: list[Hooks] = []
         self._schedulers: tuple[Any, ...] = ()
         self._began, self._spent = time.perf_counter(), 0.0
@@ -143,7 +154,7 @@ class Session:
         )
         check_schedulers(self.events[self.fired :], optimizers, schedulers)
         if distributed():
-            facts = {k: json.dumps(v) for k, v in self._identity().items()} | {"step": str(self.step)}
+            facts = {k: json.dumps(v) for k, v in self.identity().items()} | {"step": str(self.step)}
             check_agreement(facts | {"weights": checksum(self.parameters)}, next(iter(self.parameters.values())).device)
         self._schedulers = schedulers
         self._hooks = [Hooks(o, self.parameters, self._opening, self._ready, self._stepped) for o in optimizers]
@@ -154,13 +165,18 @@ class Session:
             if self.holding:
                 apply_(self.parameters, self._applied)
             self.start()
+            if self.gating is not None:
+                self.gating.install()
             undo.pop_all()
         return self
 
     def start(self) -> None:
         """Run the events of step 0, once; `attach` does this by itself, so it is for pruning without training."""
         if self.step == 0 and self.fired == 0:
-            self._rewinder.keep_weights(0, self.events)
+            if any(getattr(e, "initial", False) for e in asked_by(self.recipe).values()):
+                self.initial = {n: p.detach().clone() for n, p in self.parameters.items()}
+            self.rewinder.keep_weights(0, self.events)
+            self.gating = self.gating or gating_of(self)
             self._run_due()
 
     def detach(self) -> None:
@@ -168,6 +184,8 @@ class Session:
         for hooks in self._hooks:
             hooks.remove()
         self._hooks = []
+        if self.gating is not None:
+            self.gating.uninstall()
 
     def mask_(self, model: nn.Module) -> None:
         """Zero in another copy of the model, such as a moving average, what is pruned in this one now.
@@ -185,13 +203,11 @@ class Session:
     @property
     def horizon(self) -> int:
         """How far the learning-rate clock ever runs: the length of a schedule that rewinding repeats."""
-        longest, clock, last = 0, 0, 0
-        for event in self.events:
-            clock, last = clock + event.step - last, event.step
-            longest = max(longest, clock)
-            back = target(event)
-            clock = back if back is not None else clock
-        return max(longest, clock + self.steps - last)
+        done = {h["step"] for h in self.history if "kept" in h}
+        waiting = [e for e in self.events if e.settle is not None]
+        # Of the events that wait for their masks to settle one is carried out: the last, until it is known better.
+        chosen = next((e for e in waiting if self.settled and e.step in done), waiting[-1] if waiting else None)
+        return horizon([e for e in self.events if e.settle is None or e is chosen], self.steps)
 
     # What the hooks call
 
@@ -205,13 +221,17 @@ class Session:
         return [e for e in self.events[self.fired :] if e.step == self.step + 1]
 
     def _opening(self, hooks: Hooks) -> None:
-        self._rewinder.keep_rates(self.step, self.events[self.fired :], self._optimizers, self._schedulers)
+        self.rewinder.keep_rates(self.step, self.events[self.fired :], self._optimizers, self._schedulers)
 
     @torch.no_grad()
     def _ready(self, hooks: Hooks) -> None:
         if self.recipe.penalty is not None:
             sources = Sources(self.model, self.task, self.groups, self.parameters, self.generator)
             add_penalty(self.recipe.penalty, sources, hooks)
+        for key, (evidence, settings) in watched(self.recipe).items():
+            live = {n: p for n, p in hooks.names.items() if p.grad is not None}
+            gradients = {n: p.grad for n, p in live.items() if p.grad is not None}
+            evidence.step(self.running[key], self.groups, live, gradients, settings)
         due = self._due
         skip = any(e.skip for e in due)
         if any(e.regrow for e in due):
@@ -219,7 +239,7 @@ class Session:
             names = {m.param for g in self.groups for m in g.members}
             found = {n: p.grad for n, p in hooks.names.items() if n in names and p.grad is not None}
             self._gradients = (self._gradients or {}) | {n: g if skip else g.clone() for n, g in found.items()}
-        if skip:
+        if skip or (self.gating is not None and self.gating.part.freezes):
             hooks.withhold()
         else:
             hooks.mask_gradients()
@@ -228,11 +248,15 @@ class Session:
         hooks.mask_weights()
         if hooks is not self._hooks[-1]:
             return
+        if self.gating is not None:
+            self.gating.step()
         self.step += 1
         self.clock += 1
         self._run_due()
+        if self.gating is not None:
+            self.gating.turn()
         self._gradients = None
-        self._rewinder.keep_weights(self.step, self.events[self.fired :])
+        self.rewinder.keep_weights(self.step, self.events[self.fired :])
 
     # Events
 
@@ -242,14 +266,22 @@ class Session:
             self.fired += 1
 
     def _run(self, event: Event) -> None:
+        if event.settle is not None and self.settled:
+            return
         before = self.masks
-        masks = self._regrown(event) if event.regrow else self._ranked(event)
+        masks = regrown(self, event, self._gradients) if event.regrow else ranked(self, event)
         check_ranks(masks)
+        if event.settle is not None and not self._settles(event, masks):
+            return
+        if self.recipe.reconstruct is not None and not event.regrow:
+            masks = rebuilt(self, masks)
         self.collapsed = collapsed(masks, None, self.groups)
         warn_collapse(collapsed(masks, before, self.groups), self.recipe.name)
         self.masks, self.holding = masks, event.hold
+        if self.gating is not None:
+            self.gating.passed(event, masks)
         if event.rewind is not None:
-            self._rewinder.restore(event.rewind, self._optimizers)
+            self.rewinder.restore(event.rewind, self._optimizers)
         self._refresh()
         apply_(self.parameters, self._applied)
         if event.hold:
@@ -257,50 +289,29 @@ class Session:
             for optimizer in self._optimizers:
                 if isinstance(optimizer, torch.optim.LBFGS):
                     optimizer.state.clear()  # its curvature is that of other weights, and not laid out by parameter
+        if self.recipe.recover is not None and (event is self.events[-1] or event.settle is not None):
+            self.recovering = recovered(self, self._applied, self._optimizers)
         back = target(event)
         if back is not None:
             self.clock = back
-            self._rewinder.pending = back if back in self._rewinder.rates else None  # else no step was made since
-        ranked = [m for n, m in masks.items() if n not in self.skipped]
-        kept, total = sum(count(m) for m in ranked), sum(m.numel() for m in ranked)
+            self.rewinder.pending = back if back in self.rewinder.rates else None  # else no step was made since
+        told = [m for n, m in masks.items() if n not in self.skipped]
+        kept, total = sum(count(m) for m in told), sum(m.numel() for m in told)
         self.history.append(
             {"step": self.step, "asked": event.density, "kept": kept, "units": total, "density": kept / total}
             | {k: v for k, v in event._asdict().items() if k in ("regrow", "rewind", "replay") and v}
             | ({} if self.cost is None or event.regrow else self.cost.record())
         )
 
-    def _ranked(self, event: Event) -> Masks:
-        first = self.fired == 0 and self.recipe.start is not None
-        criterion = self.recipe.start if first and self.recipe.start is not None else self.recipe.criterion
-        sources = make_sources(self.model, self.task, self.groups, self.generator, criterion)
-        scores, self.skipped = rate(criterion, sources, self.recipe.granularity.reduce)
-        check_scores(criterion, scores)
-        if (fits := getattr(self.recipe.allocate, "fits", None)) is not None:
-            for group in self.groups:
-                if group.name in scores and not fits(group.shape, group.weight):
-                    del scores[group.name]
-                    self.skipped[group.name] = (
-                        f"rows of {group.shape[-1]} do not divide into blocks of {self.recipe.allocate}"
-                    )
-        if not event.revive:
-            scores = without(scores, self.masks)
-        ranked = tuple(g for g in self.groups if g.name in scores)
-        masks = select(scores, self.recipe.allocate, self.budget.at(event.density), ranked, self.cost)
-        return {g.name: masks.get(g.name, self.masks[g.name]) for g in self.groups}
-
-    def _regrown(self, event: Event) -> Masks:
-        grow = self.recipe.grow
-        assert grow is not None
-        reduce = self.recipe.granularity.reduce
-        worth, _ = rate(
-            self.recipe.criterion,
-            make_sources(self.model, self.task, self.groups, self.generator, self.recipe.criterion),
-            reduce,
-        )
-        sources = make_sources(self.model, self.task, self.groups, self.generator, grow, self._gradients)
-        promise, _ = rate(grow, sources, reduce)
-        check_scores(grow, promise)
-        return regrow(self.masks, worth, promise, event.regrow)
+    def _settles(self, event: Event, masks: Masks) -> bool:
+        """Whether an event that waits for its masks to settle is to be carried out; remembers them if not."""
+        assert event.settle is not None
+        far = max((distance(masks, probe) for probe in self.probes[-event.window :]), default=1.0)
+        self.settled = event.settle >= 1 or (len(self.probes) >= event.window and far < event.settle)
+        self.probes = [*self.probes, masks][-max(1, event.window) :]
+        if not self.settled:
+            self.history.append({"step": self.step, "asked": event.density, "distance": far, "settled": False})
+        return self.settled
 
     def _refresh(self) -> None:
         """Lay the masks out on the parameters, apply them, and let the hooks keep them."""
@@ -314,7 +325,7 @@ class Session:
         for group in self.groups:
             self.masks[group.name] = self.masks[group.name].to(self.parameters[group.members[0].param].device)
 
-    def _identity(self) -> dict[str, Any]:
+    def identity(self) -> dict[str, Any]:
         """What two sessions of one run have in common."""
         return {
             "recipe": self.recipe.to_dict(),
@@ -333,24 +344,7 @@ class Session:
         steps.
         Cost: one bit per unit, and the weights that the recipe will rewind to (not copied).
         """
-        rewinder = self._rewinder
-        return {
-            "format": FORMAT,
-            **self._identity(),
-            "step": self.step,
-            "clock": self.clock,
-            "fired": self.fired,
-            "holding": self.holding,
-            "pending": rewinder.pending,
-            "masks": {n: pack(m) for n, m in self.masks.items()},
-            "generator": self.generator.get_state(),
-            "weights": {str(k): dict(v) for k, v in rewinder.weights.items()},
-            "rates": {str(k): v for k, v in rewinder.rates.items()},
-            "history": [dict(h) for h in self.history],
-            "skipped": dict(self.skipped),
-            "collapsed": list(self.collapsed),
-            "seconds": self._spent + time.perf_counter() - self._began,
-        }
+        return stored(self) | {"seconds": self._spent + time.perf_counter() - self._began}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue where `state_dict` was taken; load the model and the optimizer as well, and attach afterwards.
@@ -358,16 +352,8 @@ class Session:
         Errors: `SpecError` for a state of another recipe, budget, run or model, or a damaged one, before anything is
         changed.
         """
-        check_state(state, self._identity(), self.masks, self._rewinder.state(), self.events)
-        self.parameters = dict(self.model.named_parameters())
-        places = {g.name: self.parameters[g.members[0].param].device for g in self.groups}
-        self.masks = {g.name: unpack(state["masks"][g.name].to(places[g.name]), g.shape) for g in self.groups}
-        self.step, self.clock, self.fired = int(state["step"]), int(state["clock"]), int(state["fired"])
-        self.holding = bool(state["holding"])
-        self.generator.set_state(state["generator"].cpu())
-        self._rewinder.load(state)
-        self.history = [dict(h) for h in state["history"]]
-        self.skipped, self.collapsed = dict(state["skipped"]), tuple(state["collapsed"])
+        check_state(state, self.identity(), self.masks, self.rewinder.state(), self.events)
+        restore_(self, state)
         self._began, self._spent = time.perf_counter(), float(state["seconds"])
         self._refresh()
 

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 import prunus
 from prunus import measure
 from prunus.core.budget import Budget
+from prunus.core.procedure import Procedure
 from prunus.core.recipe import Recipe
 from prunus.core.task import Task
 from prunus.deploy.files import WEIGHTS, save, stored_bytes
@@ -124,7 +125,7 @@ class Setup:
         """The same on the first held-out training examples, which is what choices and curves are made with."""
         return measure.accuracy(model, Loader(self.dataset.valid.head(examples), 500))
 
-    def source(self, recipe: Recipe) -> nn.Module:
+    def source(self, recipe: Recipe | Procedure) -> nn.Module:
         """A model with the weights that the recipe starts from: trained ones or those before training."""
         model = self.build()
         if recipe.on == "pretrained" and self.trained is not None:
@@ -158,7 +159,7 @@ def one_cycle(progress: float) -> float:
 
 def run(
     setup: Setup,
-    recipe: Recipe,
+    recipe: Recipe | Procedure,
     budget: Budget,
     *,
     steps: int,
@@ -166,19 +167,21 @@ def run(
     folder: Path | None = None,
     on_step: OnStep | None = None,
 ) -> Trial:
-    """Prune by one recipe, fine-tune, compact, check, save, and describe; latency is added by `timed`.
+    """Prune by one method, fine-tune, compact, check, save, and describe; latency is added by `timed`.
 
     steps: optimizer steps the recipe may use, fine-tuning included.
     folder: where the pruned model goes; None to keep it in memory only.
     """
     began = time.perf_counter()
     # An edited recipe keeps its name, but the card's words are about the unedited one.
-    known = recipe.name in prunus.methods.names() and prunus.methods.get(recipe.name) == recipe
+    names = (*prunus.methods.names(), *prunus.methods.procedures())
+    known = recipe.name in names and prunus.methods.find(recipe.name) == recipe
     card = prunus.methods.card(recipe.name) if known else None
     source, task = setup.source(recipe), setup.task(budget)
     notes: list[str] = []
     untrained: float | None = None
-    at_once = all(e.step == 0 for e in recipe.schedule(budget.keep, steps))
+    # What a procedure is worth before its training only the procedure knows.
+    at_once = isinstance(recipe, Recipe) and all(e.step == 0 for e in recipe.schedule(budget.keep, steps))
     if steps and at_once and recipe.on == "pretrained":
         untrained = setup.test_accuracy(prunus.prune(source, task, recipe, budget=budget, seed=setup.seed).model)
     result = prunus.prune(
@@ -289,7 +292,7 @@ def curve(
     )
 
 
-def describe(recipe: Recipe, budget: Budget) -> str:
+def describe(recipe: Recipe | Procedure, budget: Budget) -> str:
     """The budget in words, with its denominator."""
     unit = {"structured": "channels"}.get(recipe.structure, "weights")
     if budget.currency == "units":

@@ -15,11 +15,13 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from prunus.measure.connectivity import instability, line_errors, twins
     from prunus.measure.inputs import Example
     from prunus.measure.operations import MacCount, macs
     from prunus.measure.parameters import Count, ParamCount, params
     from prunus.measure.peak import PeakMemory, peak_memory
     from prunus.measure.quality import accuracies, accuracy
+    from prunus.measure.scaling import ScalingLaw, fit_scaling_law
     from prunus.measure.storage import StateBytes, disk_bytes, state_bytes
     from prunus.measure.summary import Profile, Ratios, profile, ratios
     from prunus.measure.timing import Comparison, Latency, LatencyRatio, compare, latency
@@ -35,18 +37,23 @@ _HOME = {
     "PeakMemory": "peak",
     "Profile": "summary",
     "Ratios": "summary",
+    "ScalingLaw": "scaling",
     "StateBytes": "storage",
     "accuracies": "quality",
     "accuracy": "quality",
     "compare": "timing",
     "disk_bytes": "storage",
+    "fit_scaling_law": "scaling",
+    "instability": "connectivity",
     "latency": "timing",
+    "line_errors": "connectivity",
     "macs": "operations",
     "params": "parameters",
     "peak_memory": "peak",
     "profile": "summary",
     "ratios": "summary",
     "state_bytes": "storage",
+    "twins": "connectivity",
 }
 
 __all__ = [
@@ -60,18 +67,23 @@ __all__ = [
     "PeakMemory",
     "Profile",
     "Ratios",
+    "ScalingLaw",
     "StateBytes",
     "accuracies",
     "accuracy",
     "compare",
     "disk_bytes",
+    "fit_scaling_law",
+    "instability",
     "latency",
+    "line_errors",
     "macs",
     "params",
     "peak_memory",
     "profile",
     "ratios",
     "state_bytes",
+    "twins",
 ]
 
 

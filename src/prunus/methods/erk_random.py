@@ -21,4 +21,5 @@ card = Card(
     use_when="the network is large and you want the strongest random baseline",
     avoid_when="the network is small: random tickets fall behind",
     deviations="The total is exact; the official densities miss it by up to two weights per layer.",
+    rows=(13,),
 )

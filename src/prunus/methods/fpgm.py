@@ -24,4 +24,5 @@ card = Card(
         "Only the distance criterion (the official code can first remove a share by norm). Coupled filters "
         "are compared joined together."
     ),
+    rows=(36,),
 )

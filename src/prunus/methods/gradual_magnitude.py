@@ -21,4 +21,5 @@ card = Card(
     use_when="you can train once more and want high sparsity at good accuracy with one knob",
     avoid_when="you cannot train",
     deviations="Starts dense at step 0; begin, end and distance of events are fractions and steps of the run.",
+    rows=(39,),
 )

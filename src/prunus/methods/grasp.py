@@ -26,4 +26,5 @@ card = Card(
         "GradientSignal(train_mode=True); here in evaluation mode. Its optional re-initialization of linear layers "
         "is not part of the recipe."
     ),
+    rows=(2,),
 )

@@ -23,4 +23,5 @@ card = Card(
     deviations=(
         "Pruned weights never come back (FORCE, in the same paper, lets them). Scores in evaluation mode, as snip does."
     ),
+    rows=(213, 214),
 )

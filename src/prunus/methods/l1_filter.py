@@ -22,4 +22,5 @@ card = Card(
     use_when="you want a smaller, faster convolutional network without data, then fine-tune",
     avoid_when="layers differ in sensitivity: the paper sets ratios by hand after a scan",
     deviations="Coupled filters (residual connections) are scored by the sum of their norms.",
+    rows=(69,),
 )

@@ -25,4 +25,5 @@ card = Card(
         "Ranks in float64, ties by index. The official code rounds the kept count to the nearest, "
         'LAMP(rounding="nearest").'
     ),
+    rows=(81,),
 )

@@ -21,4 +21,5 @@ card = Card(
     use_when="you want the accuracy of lottery tickets without going back to initial weights",
     avoid_when="you cannot replay the learning-rate schedule",
     deviations="Needs a learning-rate schedule to rewind (prune(rate=...), or attach(optimizer, scheduler)).",
+    rows=(50,),
 )

@@ -25,4 +25,5 @@ card = Card(
         "Round i keeps 0.8^i of all weights; open_lth removes a fifth of what is left, rounded up, and the weight "
         "on the threshold."
     ),
+    rows=(48,),
 )

@@ -25,4 +25,5 @@ card = Card(
         "Han et al. threshold each layer at a multiple of its standard deviation; this is the global ranking "
         "that later work compares with."
     ),
+    rows=(70,),
 )

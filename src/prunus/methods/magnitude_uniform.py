@@ -21,5 +21,9 @@ card = Card(
     title="Uniform magnitude",
     use_when="every layer must shrink alike (a runtime that needs equal densities)",
     avoid_when="layers differ in redundancy: global or LAMP keeps more accuracy at high sparsity",
-    deviations="",
+    deviations=(
+        "Robust pruning (Sehwag et al. 2019, arXiv:1906.06110) is this recipe with an adversarial loss in the task, "
+        "for the training before as well as after."
+    ),
+    rows=(70, 90),
 )

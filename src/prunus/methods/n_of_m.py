@@ -23,6 +23,7 @@ card = Card(
     avoid_when="you run on a CPU or at batch one: nothing gets faster",
     deviations=(
         'Blocks run along the rows of [out, in*kh*kw]; NofM(2, 4, along="input") is TensorRT\'s layout for '
-        "convolutions. Retraining is yours to add (steps=N)."
+        "convolutions. Retraining is yours to add (steps=N); other patterns are other numbers: NofM(4, 8)."
     ),
+    rows=(120,),
 )

@@ -27,4 +27,5 @@ card = Card(
         "threshold, which the official code removes. Coupled channels are worth the sum of their scales. The first "
         "half of the steps trains with the penalty, the second fine-tunes. The penalty stays on after pruning."
     ),
+    rows=(37,),
 )

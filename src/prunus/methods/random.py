@@ -21,4 +21,5 @@ card = Card(
     use_when="you want the floor every other method has to beat",
     avoid_when="you want accuracy: every informed criterion should do better",
     deviations="",
+    rows=(13, 14),
 )

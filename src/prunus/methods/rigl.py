@@ -27,4 +27,5 @@ card = Card(
         "Densities sum exactly to the target; the official code adds noise of 1e-5 to break ties, here the "
         "earlier weight wins."
     ),
+    rows=(27,),
 )

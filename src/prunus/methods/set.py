@@ -27,4 +27,5 @@ card = Card(
         "The paper evolves once per epoch; here every 100 steps, with a cut of the two signs together that is "
         "exact in sum. Regrown weights start at zero, as in later implementations."
     ),
+    rows=(22,),
 )

@@ -21,4 +21,5 @@ card = Card(
     use_when="you prune while training from scratch and want wrong choices to be undone",
     avoid_when="you have no training budget",
     deviations="Ten prunings spread over the run instead of one per epoch: Repeated(times=epochs) is the paper's.",
+    rows=(35,),
 )

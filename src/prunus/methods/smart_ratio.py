@@ -25,4 +25,5 @@ card = Card(
         "keeps 0.3 of every linear layer, here of the last; its counts are cut layer by layer, here the total is "
         "exact."
     ),
+    rows=(4,),
 )

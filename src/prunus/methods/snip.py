@@ -25,4 +25,5 @@ card = Card(
         'authors do, round(density * n); re-implementations cut it, GlobalRanking(rounding="ceil"). Scores in '
         "evaluation mode; ConnectionSensitivity(train_mode=True) is the other reading."
     ),
+    rows=(1,),
 )

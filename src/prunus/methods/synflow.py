@@ -27,4 +27,5 @@ card = Card(
         "Scores in float64, as the authors advise (their code runs in float32); the 100 rounds are part of the method "
         "(one-shot it collapses layers). The count is exact where the official threshold removes ties as well."
     ),
+    rows=(3,),
 )

@@ -24,7 +24,8 @@ card = Card(
     deviations=(
         "On weights, the square of the sum over a filter (the official code sums the squares); the paper's best "
         "variant, on gates behind the normalization, is replace(taylor_fo, criterion=TaylorGate()). Scores are "
-        "averaged over the calibration batches at each event instead of running with momentum 0.9 over training "
-        "batches."
+        "averaged over the calibration batches at each event; with momentum 0.9 over training batches it is "
+        "taylor_momentum."
     ),
+    rows=(72,),
 )

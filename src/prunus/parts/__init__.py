@@ -7,7 +7,19 @@ registers its parts.
 import importlib
 from types import ModuleType
 
-PACKAGES = ("evidence", "granularity", "criteria", "allocation", "schedule", "growth", "penalty")
+PACKAGES = (
+    "evidence",
+    "granularity",
+    "criteria",
+    "allocation",
+    "schedule",
+    "growth",
+    "penalty",
+    "gate",
+    "reconstruct",
+    "recover",
+    "prepare",
+)
 
 
 def __getattr__(name: str) -> ModuleType:

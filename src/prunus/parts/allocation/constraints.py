@@ -8,6 +8,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from prunus.core.counting import count
+from prunus.core.errors import BudgetError
 from prunus.core.groups import Group
 from prunus.core.part import Masks, Scores, Space
 from prunus.parts.allocation.selection import top_k
@@ -83,3 +84,15 @@ def respected(scores: Scores, masks: Masks, space: Space) -> Masks:
         else best_of(space[name], scores[name], count(mask))
         for name, mask in masks.items()
     }
+
+
+def check_pattern(what: str, own: float, density: float) -> None:
+    """Refuse a density that a pattern does not have; 1 leaves everything as it is.
+
+    Errors: `BudgetError`.
+    """
+    if abs(density - own) > 1e-9 and density < 1.0:
+        raise BudgetError(
+            f"{what} keeps exactly {own:.4g} of the weights, but {density:.4g} was asked: "
+            f"leave the sparsity out or pass sparsity={1 - own:.4g}"
+        )

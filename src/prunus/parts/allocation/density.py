@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from prunus.core.errors import SpecError
 from prunus.core.groups import Group
 from prunus.core.part import Allocation, Masks, Scores, Space
-from prunus.parts.allocation.constraints import affordable, best_of
+from prunus.parts.allocation.dealing import by_counts, rounded_to_total
 from prunus.parts.allocation.selection import Rounding, kept
 
 
@@ -26,10 +26,7 @@ class ERK(Allocation):
 
     def __call__(self, scores: Scores, density: float, space: Space) -> Masks:
         units = sum(space[n].units for n in scores)
-        counts = affordable(
-            lambda k: self.counts(space, list(scores), k / units), space, kept(density, units, self.rounding)
-        )
-        return {name: best_of(space[name], s, counts[name]) for name, s in scores.items()}
+        return by_counts(lambda k: self.counts(space, list(scores), k / units), scores, density, space, self.rounding)
 
     def raw(self, group: Group) -> float:
         """The unscaled density of a layer."""
@@ -79,10 +76,7 @@ class SmartRatio(Allocation):
 
     def __call__(self, scores: Scores, density: float, space: Space) -> Masks:
         units = sum(space[n].units for n in scores)
-        counts = affordable(
-            lambda k: self.counts(space, list(scores), k / units), space, kept(density, units, self.rounding)
-        )
-        return {name: best_of(space[name], s, counts[name]) for name, s in scores.items()}
+        return by_counts(lambda k: self.counts(space, list(scores), k / units), scores, density, space, self.rounding)
 
     def counts(self, space: Space, names: list[str], density: float) -> dict[str, int]:
         """Kept units per group; they sum to the exact total."""
@@ -99,15 +93,7 @@ class SmartRatio(Allocation):
         depth = len(names)
         shares = {n: self.share(i, depth) for i, n in enumerate(body, 1)}
         scale = left / sum(shares[n] * units[n] for n in body)
-        spill = 0.0
-        for n in body:
-            wanted = scale * shares[n] * units[n] + spill
-            exact[n] = min(wanted, float(units[n]))
-            spill = wanted - exact[n]
-        for n in reversed(body):
-            taken = min(spill, units[n] - exact[n])
-            exact[n] += taken
-            spill -= taken
+        exact |= spilled({n: scale * shares[n] * units[n] for n in body}, units)
         return rounded_to_total({n: exact[n] for n in names}, units, total)
 
     def share(self, i: int, depth: int) -> float:
@@ -116,14 +102,15 @@ class SmartRatio(Allocation):
         return (rest**2 + rest) / (i**2 if self.decay else 1)
 
 
-def rounded_to_total(exact: Mapping[str, float], units: Mapping[str, int], total: int) -> dict[str, int]:
-    """Integers within one of `exact` that sum to `total`: rounded down, the rest to the largest remainders."""
-    counts = {n: min(int(e + 1e-9), units[n]) for n, e in exact.items()}
-    by_remainder = sorted(exact, key=lambda n: counts[n] - exact[n])
-    while (missing := total - sum(counts.values())) > 0:
-        open_ = [n for n in by_remainder if counts[n] < units[n]][:missing]
-        if not open_:
-            break
-        for n in open_:
-            counts[n] += 1
-    return counts
+def spilled(wanted: Mapping[str, float], units: Mapping[str, int]) -> dict[str, float]:
+    """Cut to what each layer has; what one cannot take goes to the next, and what the last cannot to those before."""
+    exact: dict[str, float] = {}
+    spill = 0.0
+    for n, share in wanted.items():
+        exact[n] = min(share + spill, float(units[n]))
+        spill += share - exact[n]
+    for n in reversed(list(wanted)):
+        taken = min(spill, units[n] - exact[n])
+        exact[n] += taken
+        spill -= taken
+    return exact

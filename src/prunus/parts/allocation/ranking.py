@@ -1,26 +1,29 @@
 """Allocations that rank: across the network, within a layer, within a row, within blocks of m."""
 
 from dataclasses import dataclass
+from math import prod
 from typing import ClassVar, Literal, get_args
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from prunus.core.counting import count
-from prunus.core.errors import BudgetError, SpecError
+from prunus.core.errors import SpecError
 from prunus.core.part import Allocation, Masks, Scores, Space
-from prunus.parts.allocation.constraints import best_of, protected, respected
+from prunus.parts.allocation.constraints import best_of, check_pattern, protected, respected
 from prunus.parts.allocation.selection import Rounding, kept, top_k
 
-Normalize = Literal["none", "mean", "max", "sum"]
+Normalize = Literal["none", "mean", "max", "sum", "l2", "standard"]
 
 
 def normalized(scores: Scores, by: Normalize) -> Scores:
-    """Every group's scores over the mean, largest or sum of their own magnitudes, so that groups can be compared.
+    """Every group's scores over the mean, largest, sum or l2 norm of their own magnitudes, so that groups can be
+    compared; or ("standard") their distance from their mean in standard deviations (n - 1 in the denominator).
 
-    Pruned units (-inf) are left out of the divisor and stay what they are; a group of zeros stays as it is. Within a
-    group no order changes. Cost: one float64 copy of the scores, none for "none".
+    Pruned units (-inf) are left out of the divisor and stay what they are; a group of zeros stays as it is, one of
+    equal scores becomes zeros where it is standardized. Within a group no order changes. Cost: one float64 copy of the
+    scores, none for "none".
     """
     return scores if by == "none" else {name: _normalized(s, by) for name, s in scores.items()}
 
@@ -30,6 +33,13 @@ def _normalized(scores: Float[Tensor, "*units"], by: Normalize) -> Float[Tensor,
     there = whole[whole.isfinite()].abs()
     if not there.numel() or not there.any():
         return whole
+    if by == "standard":
+        signed = whole[whole.isfinite()]
+        spread = float(signed.std()) if signed.numel() > 1 else 0.0
+        alike = spread <= 1e-12 * float(there.max())  # nothing but round-off
+        return whole.masked_fill(whole.isfinite(), 0.0) if alike else (whole - signed.mean()) / spread
+    if by == "l2":
+        return whole / there.square().sum().sqrt()
     if by == "sum":
         return whole / there.sum()
     return whole / (there.mean() if by == "mean" else there.max())
@@ -45,9 +55,10 @@ class GlobalRanking(Allocation):
 
     Attributes:
         rounding: of the kept count.
-        normalize: what the scores of a group are divided by first: nothing, or the mean, maximum or sum of their
-            magnitudes. Scores that grow with the size of a layer (norms and sums over a unit's weights) compare only
-            after it; pruners of coupled groups divide by the mean (DepGraph, Fang et al. 2023, arXiv:2301.12900).
+        normalize: what the scores of a group are divided by first: nothing, or the mean, maximum, sum or l2 norm of
+            their magnitudes; or "standard" (mean 0, deviation 1). Scores that grow with the size of a layer (norms and
+            sums over a unit's weights) compare only after it; pruners of coupled groups divide by the mean (DepGraph,
+            Fang et al. 2023, arXiv:2301.12900).
     """
 
     rounding: Rounding = "floor"
@@ -150,21 +161,23 @@ class NofM(Allocation):
 
     def fits(self, shape: tuple[int, ...], weight: tuple[int, ...]) -> bool:
         """Whether a layer's rows divide into blocks of m."""
-        length = weight[1] if self.along == "input" and len(weight) > 1 else shape[-1]
-        return len(shape) == 2 and length % self.m == 0
+        channels = self.along == "input" and len(weight) > 1
+        length = weight[1] if channels else shape[-1]
+        return len(shape) == 2 and length % self.m == 0 and not (channels and prod(shape) != prod(weight))
+
+    def blocks(self, weight: tuple[int, ...]) -> Int[Tensor, "columns"]:
+        """Which block each column of `[out, in*kh*kw]` belongs to."""
+        column, kernel = torch.arange(prod(weight[1:])), prod(weight[2:])
+        if self.along == "row":
+            return column // self.m
+        return column // (kernel * self.m) * kernel + column % kernel
 
     def __call__(self, scores: Scores, density: float, space: Space) -> Masks:
-        if abs(density - self.density) > 1e-9 and density < 1.0:
-            raise BudgetError(
-                f"{self.n}:{self.m} keeps exactly {self.density:.4g} of the weights, but {density:.4g} was asked: "
-                f"leave the sparsity out or pass sparsity={1 - self.density:.4g}"
-            )
-        if density >= 1.0:
-            return {name: torch.ones_like(s, dtype=torch.bool) for name, s in scores.items()}
+        check_pattern(f"{self.n}:{self.m}", self.density, density)
         masks: Masks = {}
         for name, s in scores.items():
             weight = space[name].weight
-            if not self.fits(tuple(s.shape), weight):
+            if density >= 1.0 or not self.fits(tuple(s.shape), weight):
                 masks[name] = torch.ones_like(s, dtype=torch.bool)
             elif self.along == "input" and len(weight) > 2:
                 apart = s.reshape(*weight[:2], -1).transpose(1, 2)

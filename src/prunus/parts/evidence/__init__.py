@@ -1,8 +1,101 @@
 """Evidence types. Annotate a criterion's parameters with them; the engine collects exactly what is asked for."""
 
-from prunus.parts.evidence.flow import SynapticFlow
-from prunus.parts.evidence.gradients import BatchGrad, BatchGradAffine, Grad, HessianGrad
+from prunus.parts.evidence.activations import Activation, ActivationGrad, FeatureMap, GateGrad
+from prunus.parts.evidence.attribution import Attribution
+from prunus.parts.evidence.contributions import ConstantContributions, Contributions, FeatureGram
+from prunus.parts.evidence.cost import UnitMacs, UnitMemory, UnitParams
+from prunus.parts.evidence.coupling import CoupledWeight, OutgoingKernels, OutgoingWeight, Shift
+from prunus.parts.evidence.curvature import InputNorm, InverseCurvature, ReaderWeight
+from prunus.parts.evidence.damage import ForwardOrder, LeaveOneOut
+from prunus.parts.evidence.discrimination import AdditionOrder
+from prunus.parts.evidence.feeding import FeedingScale
+from prunus.parts.evidence.fisher import (
+    FisherDiagonal,
+    InverseFisher,
+    InverseFisherBlock,
+    OutputFisher,
+    PairCurvature,
+    SampleCount,
+    UnitTaylor,
+)
+from prunus.parts.evidence.flow import DataPathFlow, PathFlow, SynapticFlow
+from prunus.parts.evidence.fluctuation import ReaderVariance
+from prunus.parts.evidence.foresight import KernelGrad, MetaGrad, NoiseGrad
+from prunus.parts.evidence.gates import GateValue
+from prunus.parts.evidence.gradients import BatchGrad, BatchGradAffine, BatchGradScale, Grad, HessianGrad
+from prunus.parts.evidence.hessian import HessianDiagonal, HessianWeight
+from prunus.parts.evidence.hidden import HiddenStates
+from prunus.parts.evidence.initial import InitialWeight
+from prunus.parts.evidence.kronecker import FilterCurvature
 from prunus.parts.evidence.noise import Noise
+from prunus.parts.evidence.probes import ProbeAccuracy
+from prunus.parts.evidence.propagated import PropagatedImportance
+from prunus.parts.evidence.relative import RelativeChannel, RelativeWeight
+from prunus.parts.evidence.running import Movement, RunningTaylor, RunningTaylorGate, SensitivityBound
+from prunus.parts.evidence.shapley import Shapley
+from prunus.parts.evidence.tailored import LearnedScale
 from prunus.parts.evidence.weights import Affine, Scale, Weight
 
-__all__ = ["Affine", "BatchGrad", "BatchGradAffine", "Grad", "HessianGrad", "Noise", "Scale", "SynapticFlow", "Weight"]
+__all__ = [
+    "Activation",
+    "ActivationGrad",
+    "AdditionOrder",
+    "Affine",
+    "Attribution",
+    "BatchGrad",
+    "BatchGradAffine",
+    "BatchGradScale",
+    "ConstantContributions",
+    "Contributions",
+    "CoupledWeight",
+    "DataPathFlow",
+    "FeatureGram",
+    "FeatureMap",
+    "FeedingScale",
+    "FilterCurvature",
+    "FisherDiagonal",
+    "ForwardOrder",
+    "GateGrad",
+    "GateValue",
+    "Grad",
+    "HessianDiagonal",
+    "HessianGrad",
+    "HessianWeight",
+    "HiddenStates",
+    "InitialWeight",
+    "InputNorm",
+    "InverseCurvature",
+    "InverseFisher",
+    "InverseFisherBlock",
+    "KernelGrad",
+    "LearnedScale",
+    "LeaveOneOut",
+    "MetaGrad",
+    "Movement",
+    "Noise",
+    "NoiseGrad",
+    "OutgoingKernels",
+    "OutgoingWeight",
+    "OutputFisher",
+    "PairCurvature",
+    "PathFlow",
+    "ProbeAccuracy",
+    "PropagatedImportance",
+    "ReaderVariance",
+    "ReaderWeight",
+    "RelativeChannel",
+    "RelativeWeight",
+    "RunningTaylor",
+    "RunningTaylorGate",
+    "SampleCount",
+    "Scale",
+    "SensitivityBound",
+    "Shapley",
+    "Shift",
+    "SynapticFlow",
+    "UnitMacs",
+    "UnitMemory",
+    "UnitParams",
+    "UnitTaylor",
+    "Weight",
+]

@@ -66,6 +66,12 @@ class BatchGradAffineEvidence(BatchGradEvidence):
     roles: tuple[Role, ...] = ("scale", "shift")  # type: ignore[misc]
 
 
+class BatchGradScaleEvidence(BatchGradEvidence):
+    """As `BatchGradEvidence`, of normalization scales."""
+
+    roles: tuple[Role, ...] = ("scale",)  # type: ignore[misc]
+
+
 class HessianGradEvidence(Evidence):
     """Hg, the Hessian of the loss times its gradient, both averaged over the calibration batches.
 
@@ -138,6 +144,9 @@ BatchGrad = Annotated[Float[Tensor, "*units k"], BatchGradEvidence()]
 
 BatchGradAffine = Annotated[Float[Tensor, "*units k"], BatchGradAffineEvidence()]
 """`[*units, k]`: dL/d(gamma, beta) on one batch; scores are averaged over batches."""
+
+BatchGradScale = Annotated[Float[Tensor, "*units k"], BatchGradScaleEvidence()]
+"""`[*units, k]`: dL/dgamma on one batch; scores are averaged over batches."""
 
 HessianGrad = Annotated[Float[Tensor, "*units k"], HessianGradEvidence()]
 """`[*units, k]`: (Hg) of the producing weights."""

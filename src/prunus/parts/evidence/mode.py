@@ -85,3 +85,9 @@ def averaged_over_ranks(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
             torch.distributed.all_reduce(tensor)
             tensor /= torch.distributed.get_world_size()
     return tensors
+
+
+def ranks() -> int:
+    """How many processes a distributed run has; 1 without one."""
+    there = torch.distributed.is_available() and torch.distributed.is_initialized()
+    return torch.distributed.get_world_size() if there else 1

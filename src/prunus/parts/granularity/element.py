@@ -33,20 +33,33 @@ class Element(Granularity):
     reduce: Reduce = "sum"
 
     def __call__(self, model: nn.Module, example: object = None) -> tuple[Group, ...]:
-        tables = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding | nn.EmbeddingBag)}
-        maps = {id(m._parameters.get("weight")) for m in model.modules() if isinstance(m, nn.Linear | _ConvNd)}
         found: list[Group] = []
-        for name, p in model.named_parameters():
-            if id(p) in tables or not p.is_floating_point():
-                continue
-            if id(p) not in maps and not _is_matrix(name, tuple(p.shape)):
-                continue
-            if any(fnmatch.fnmatch(name, e) or fnmatch.fnmatch(name.rpartition(".")[0], e) for e in self.exclude):
-                continue
-            columns = p.shape[2] if p.ndim == 3 and "weight" not in name.rpartition(".")[2] else p[0].numel()
+        for name, p in matrices(model, self.exclude, skip_last=self.skip_last):
+            columns = p.shape[2] if is_stack(name, p) else p[0].numel()
             shape = (p.numel() // columns, columns)
             found.append(Group(name, shape, (Member(name),), weight=tuple(p.shape), kind="weight"))
-        return tuple(found[:-1] if self.skip_last else found)
+        return tuple(found)
+
+
+def matrices(model: nn.Module, exclude: tuple[str, ...], *, skip_last: bool) -> list[tuple[str, nn.Parameter]]:
+    """The prunable weights of a model, by name, in the order in which it declares them; see `Element`."""
+    tables = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding | nn.EmbeddingBag)}
+    maps = {id(m._parameters.get("weight")) for m in model.modules() if isinstance(m, nn.Linear | _ConvNd)}
+    found: list[tuple[str, nn.Parameter]] = []
+    for name, p in model.named_parameters():
+        if id(p) in tables or not p.is_floating_point():
+            continue
+        if id(p) not in maps and not _is_matrix(name, tuple(p.shape)):
+            continue
+        if any(fnmatch.fnmatch(name, e) or fnmatch.fnmatch(name.rpartition(".")[0], e) for e in exclude):
+            continue
+        found.append((name, p))
+    return found[:-1] if skip_last else found
+
+
+def is_stack(name: str, p: nn.Parameter) -> bool:
+    """Whether a parameter is a stack of matrices, one per expert."""
+    return p.ndim == 3 and "weight" not in name.rpartition(".")[2]
 
 
 def _is_matrix(name: str, shape: tuple[int, ...]) -> bool:

@@ -7,8 +7,19 @@ from typing import Literal
 from prunus.core.errors import SpecError
 from prunus.core.events import Event
 from prunus.core.part import Schedule
+from prunus.parts.schedule.tickets import EarlyBird, Relearned
 
-__all__ = ["Gradual", "Iterative", "OneShot", "PruneAndGrow", "Repeated", "Rounds"]
+__all__ = [
+    "EarlyBird",
+    "Gradual",
+    "Iterative",
+    "OneShot",
+    "PruneAndGrow",
+    "Relearned",
+    "Repeated",
+    "Returning",
+    "Rounds",
+]
 
 
 def _fraction(owner: str, name: str, value: float) -> None:
@@ -33,23 +44,29 @@ class OneShot(Schedule):
 class Iterative(Schedule):
     """Score and prune in `rounds` rounds with no training in between (SynFlow: arXiv:2006.05467, algorithm 1).
 
-    After round k the density is density^(k/rounds) (`exponential`) or 1 - (1 - density) k/rounds (`linear`).
+    After round k the density is density^(k/rounds) (`exponential`) or 1 - (1 - density) k/rounds (`linear`). With
+    `revive=True` every round ranks all units anew and those that come back have their weights back, as FORCE has it (de
+    Jorge et al. 2021, arXiv:2006.09081, algorithm 1); before training only.
     """
 
     rounds: int = 100
     spacing: Literal["exponential", "linear"] = "exponential"
     at: float = 0.0
+    revive: bool = False
 
     def __post_init__(self) -> None:
         _fraction("Iterative", "at", self.at)
         if self.rounds < 1:
             raise SpecError(f"Iterative(rounds={self.rounds}): at least one round")
+        if self.revive and self.at > 0:
+            raise SpecError(f"Iterative(at={self.at}, revive=True): weights come back as before training, so at=0")
 
     def __call__(self, density: float, steps: int) -> tuple[Event, ...]:
         shares = [k / self.rounds for k in range(1, self.rounds + 1)]
         path = [density**s if self.spacing == "exponential" else 1 - (1 - density) * s for s in shares]
         path[-1] = density
-        return tuple(Event(round(self.at * steps), d) for d in path)
+        back = 0 if self.revive else None
+        return tuple(Event(round(self.at * steps), d, rewind=back, revive=self.revive) for d in path)
 
 
 @dataclass(frozen=True)
@@ -58,12 +75,14 @@ class Gradual(Schedule):
     magnitude pruning (Zhu & Gupta 2017, arXiv:1710.01878, eq. 1 with s_i = 0), power 1 for equal portions.
 
     `begin` and `end` are fractions of the steps. Short runs get at least four events where they have the steps.
+    `soft=True` only zeroes the units until the last event, which then go on training, compete again and may recover.
     """
 
     begin: float = 0.0
     end: float = 0.75
     every: int = 100
     power: float = 3.0
+    soft: bool = False
 
     def __post_init__(self) -> None:
         _fraction("Gradual", "begin", self.begin)
@@ -77,7 +96,10 @@ class Gradual(Schedule):
         times = [*range(first + every, last, every), last] if last > first else [last]
         span = max(1, last - first)
         removed = [(1 - density) * (1 - (1 - (t - first) / span) ** self.power) for t in times]
-        return tuple(Event(t, density if t == last else 1 - r) for t, r in zip(times, removed, strict=True))
+        return tuple(
+            Event(t, density if t == last else 1 - r, hold=not self.soft or t == last, revive=self.soft)
+            for t, r in zip(times, removed, strict=True)
+        )
 
 
 @dataclass(frozen=True)
@@ -121,12 +143,14 @@ class Rounds(Schedule):
     All segments share the steps: training runs T steps, every later one from the rewind point to T. `rewind` is the
     rewind point as a fraction of T (0: initialization; late rewinding: Frankle et al. 2020, arXiv:1912.05671).
     `what="weights"` rewinds weights and learning rate; `what="rate"` only the learning rate (Renda et al. 2020,
-    arXiv:2003.02389). A run with fewer steps than rounds does as many rounds as it has steps for.
+    arXiv:2003.02389). A run with fewer steps than rounds does as many rounds as it has steps for. `revive=True` lets
+    weights that a mask left out come back in a later one, at their values of the rewind point.
     """
 
     per_round: float = 0.2
     rewind: float = 0.0
     what: Literal["weights", "rate"] = "weights"
+    revive: bool = False
 
     def __post_init__(self) -> None:
         if not 0.0 < self.per_round < 1.0 or not 0.0 <= self.rewind < 1.0:
@@ -147,9 +171,9 @@ class Rounds(Schedule):
             kept = density if i == rounds else (1 - self.per_round) ** i
             when = segment + (i - 1) * (segment - back)
             events.append(
-                Event(when, max(kept, density), rewind=back)
+                Event(when, max(kept, density), rewind=back, revive=self.revive)
                 if self.what == "weights"
-                else Event(when, max(kept, density), replay=back)
+                else Event(when, max(kept, density), replay=back, revive=self.revive)
             )
         return tuple(events)
 
@@ -176,3 +200,21 @@ class Repeated(Schedule):
             Event(round(steps * i / times), density, hold=self.hold or i == times, revive=True)
             for i in range(1, times + 1)
         )
+
+
+@dataclass(frozen=True)
+class Returning(Schedule):
+    """The schedule inside, but its last event gives all weights back as they were before the first: what earlier rounds
+    zeroed can be kept again (by an allocation that chooses it: `Shuffled(when="last")`).
+
+    Only for schedules whose events all come before training. Cost: a copy of the weights for that long. Fails:
+    `SpecError` for a schedule that trains between its events.
+    """
+
+    of: Schedule = OneShot()
+
+    def __call__(self, density: float, steps: int) -> tuple[Event, ...]:
+        events = self.of(density, steps)
+        if any(e.step > 0 for e in events):
+            raise SpecError(f"Returning gives back weights from before training, and {self.of} trains between events")
+        return (*events[:-1], events[-1]._replace(rewind=0))

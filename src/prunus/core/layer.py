@@ -1,0 +1,111 @@
+"""What is rebuilt and recovered after pruning: one linear map at a time, or the model as a whole."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from prunus.core.groups import Group
+from prunus.core.task import Task
+
+Choose = Callable[[Float[Tensor, "out b"], slice], Bool[Tensor, "out b"]]
+"""`(scores, columns) -> keep`: of a block of columns, what stays at the layer's share; higher scores stay."""
+
+
+@dataclass(frozen=True, eq=False)
+class Layer:
+    """One linear map y = w x + b, with what is known of its inputs. All numbers are float64.
+
+    A convolution is the map of its unfolded patches, `[out, in*kh*kw]`; one with groups comes as several layers.
+
+    Attributes:
+        name: the weight's parameter name.
+        w: `[out, in]`, the weights before this event zeroes anything.
+        bias: `[out]`, or None.
+        keep: `[out, in]`, what the masks keep: scattered for single weights, whole columns for units of the layer
+            before.
+        gram: `[in, in]`, the mean of x x^T over samples and positions, with the layers before this one as they are by
+            now (pruned and rebuilt).
+        mean: `[in]`, the mean of x.
+        count: how many x these are means of.
+        unit: `[in]`, which unit of the group that is removed a column belongs to; -1 for none, and for single weights.
+        made_by: `[units, k]`, the weights and biases that produce each unit, or None for single weights.
+        allowed: `[out, in]`, what may be kept; False where an earlier event pruned. None: everything.
+        block: `[in]`, which block of a pattern (N:M) each column belongs to, or None where there is no pattern.
+        free: whether a reconstruction may keep other weights or units than `keep`, as many of them in each block, or
+            part, as `keep` does. False where other layers read the same units.
+        parts: the units form this many equal consecutive parts, which have to keep equally many each.
+    """
+
+    name: str
+    w: Float[Tensor, "out in"]
+    bias: Float[Tensor, "out"] | None
+    keep: Bool[Tensor, "out in"]
+    gram: Float[Tensor, "in in"]
+    mean: Float[Tensor, "in"]
+    count: int
+    unit: Int[Tensor, "in"]
+    made_by: Float[Tensor, "units k"] | None = None
+    allowed: Bool[Tensor, "out in"] | None = None
+    block: Int[Tensor, "in"] | None = None
+    free: bool = True
+    parts: int = 1
+
+    @property
+    def whole_columns(self) -> bool:
+        """True where units of the layer before are removed, so that all rows keep the same columns."""
+        return bool((self.unit >= 0).any())
+
+    @property
+    def columns(self) -> Int[Tensor, "units s"]:
+        """The columns of each unit, in order."""
+        owned = (self.unit >= 0).nonzero().squeeze(1)
+        order = owned[self.unit[owned].argsort(stable=True)]
+        return order.reshape(int(self.unit.max()) + 1, -1)
+
+    @property
+    def span(self) -> int:
+        """How many consecutive columns it takes for blocks of a pattern to be whole; 1 without a pattern."""
+        if self.block is None:
+            return 1
+        so_far, to_come = self.block.cummax(0).values, self.block.flip(0).cummin(0).values.flip(0)
+        ends = (so_far[:-1] < to_come[1:]).nonzero()
+        return int(ends[0]) + 1 if len(ends) else len(self.block)
+
+
+class Update(NamedTuple):
+    """New weights of a layer.
+
+    Attributes:
+        w: `[out, in]`, zero where `keep` is False.
+        keep: `[out, in]`; a reconstruction that selects by itself may differ from the layer's.
+        bias: `[out]`; None leaves it as it is. Ignored with a warning where the layer has none.
+    """
+
+    w: Float[Tensor, "out in"]
+    keep: Bool[Tensor, "out in"]
+    bias: Float[Tensor, "out"] | None = None
+
+
+@dataclass(eq=False)
+class Site:
+    """Where a recovery works.
+
+    Attributes:
+        model: the pruned model, masks applied; changed in place.
+        task: the user's task.
+        groups: the groups that were ranked.
+        masks: parameter name -> bool of its shape: what must stay zero.
+        generator: the only source of randomness.
+        teacher: the dense model as it was, in evaluation mode, where the recovery asks for one.
+    """
+
+    model: nn.Module
+    task: Task
+    groups: tuple[Group, ...]
+    masks: Mapping[str, Tensor]
+    generator: torch.Generator
+    teacher: nn.Module | None = None

@@ -1,0 +1,66 @@
+"""What a layer's output loses without a weight or unit that it reads: refitted (optimal brain surgeon) or not."""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from prunus.core.errors import SpecError
+from prunus.core.part import Criterion
+from prunus.parts.evidence import InputNorm, InverseCurvature, ReaderWeight
+
+
+@dataclass(frozen=True)
+class ObsSaliency(Criterion):
+    """w^2 / [H^-1]_jj with H = E[x x^T]: the least rise of the layer's mean squared output error when w is removed and
+    the others are adjusted (Hassibi & Stork 1992; layer by layer: Dong et al. 2017, arXiv:1705.07565; Frantar &
+    Alistarh 2022, arXiv:2208.11580, eq. 3).
+
+    Of a unit: summed over the weights that read it. Shapes: `[*units, k] -> [*units, k]`. Units: squared output of the
+    reading layer; comparable within a layer. Cost: a forward per batch and the inverse of an `[in, in]` matrix per
+    layer. Fails: undefined where no visible layer reads a unit. Differs: without the factor one half; `damp` is added
+    relative to the mean of the diagonal (Frantar & Alistarh 2023, arXiv:2301.00774, 0.01).
+    """
+
+    damp: float = 0.01
+
+    def __post_init__(self) -> None:
+        if not self.damp >= 0:
+            raise SpecError(f"ObsSaliency(damp={self.damp}) must not be negative")
+
+    def __call__(self, w: ReaderWeight, h: InverseCurvature) -> Float[Tensor, "*units k"]:
+        return w.double().square() / h
+
+
+@dataclass(frozen=True)
+class InputWeighted(Criterion):
+    """|w_ij| ||x_j||_2 (Wanda: Sun et al. 2024, arXiv:2306.11695, eq. 1).
+
+    Shapes: `[*units, k] -> [*units, k]`. Units: output of the reading layer; compare within a row (`Uniform(within=
+    "row")`), as the paper does. Cost: a forward per batch. Fails: undefined where no visible layer reads a unit.
+    Differs: the root mean square instead of the norm, which changes no rank within a layer.
+    """
+
+    def __call__(self, w: ReaderWeight, x: InputNorm) -> Float[Tensor, "*units k"]:
+        return w.double().abs() * x
+
+
+@dataclass(frozen=True)
+class RelativeImportance(Criterion):
+    """(|w_ij| / sum_i |w_ij| + |w_ij| / sum_j |w_ij|) ||x_j||_2^power (RIA: Zhang et al. 2024, Plug-and-Play, ICLR).
+
+    Shapes: `[out, in, 1] -> [out, in, 1]`. Units: none; compare within a row. Cost: a forward per batch. Fails:
+    `SpecError` for anything but single weights. Differs: the paper permutes channels for N:M patterns, which is not
+    part of it.
+    """
+
+    power: float = 0.5
+
+    def __call__(self, w: ReaderWeight, x: InputNorm) -> Float[Tensor, "out in 1"]:
+        if w.ndim != 3:
+            raise SpecError("RelativeImportance compares the single weights of a matrix: use it with Element()")
+        size = w.double().abs()
+        least = torch.finfo(torch.float64).tiny
+        share = size / size.sum(0, keepdim=True).clamp(min=least) + size / size.sum(1, keepdim=True).clamp(min=least)
+        return share * x**self.power

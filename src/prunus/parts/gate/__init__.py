@@ -1,0 +1,7 @@
+"""Gates: masks that are learned."""
+
+from prunus.parts.gate.annealed import Annealed
+from prunus.parts.gate.scores import Bernoulli, BinaryPopup, Popup, SignedPopup
+from prunus.parts.gate.soft import Coefficient, TargetMean
+
+__all__ = ["Annealed", "Bernoulli", "BinaryPopup", "Coefficient", "Popup", "SignedPopup", "TargetMean"]

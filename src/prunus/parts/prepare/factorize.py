@@ -1,0 +1,124 @@
+"""Layers as products of two, so that singular components are units."""
+
+import fnmatch
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor, nn
+
+from prunus.core.errors import SpecError, WeightsError, listed
+from prunus.core.factors import Factors
+from prunus.core.part import Preparation
+
+Split = Literal["even", "in", "out"]
+
+
+@dataclass(frozen=True)
+class Factorize(Preparation):
+    """W = U S V^T: every linear layer and convolution becomes two, whose product it is, so that a singular component is
+    a neuron between them (truncated SVD: Denton et al. 2014, arXiv:1404.0736; of unfolded kernels `[out, in*kh*kw]`,
+    Zhang et al. 2015, arXiv:1505.06798).
+
+    Outputs stay the same but for rounding, which is that of float64 before the factors are stored in the weight's own
+    type. Taken are layers of exactly the classes `Linear`, `Conv1d`, `Conv2d` and `Conv3d` without groups, with at
+    least 2 inputs and outputs, whose weight no other module shares and no hook computes. The rank is the full one at
+    first, so the network is larger than before until components are removed: a layer is smaller than it was below
+    out * in / (out + in) components. What is a product already stays as it is. Cost: one singular value decomposition
+    per layer.
+
+    Fails: `SpecError` where no layer can be taken, `WeightsError` for NaN; nothing was changed.
+
+    Attributes:
+        split: which factor holds the singular values: `in` the first, `out` the second, `even` their roots in both.
+        exclude: names of layers, with shell wildcards, that stay as they are.
+        skip_last: leave the last layer (the classifier) as it is.
+    """
+
+    split: Split = "even"
+    exclude: tuple[str, ...] = ()
+    skip_last: bool = False
+
+    def __post_init__(self) -> None:
+        if self.split not in get_args(Split):
+            raise SpecError(f"Factorize(split={self.split!r}): one of {', '.join(get_args(Split))}")
+
+    def __call__(self, model: nn.Module, example: Any = None) -> nn.Module:
+        written = [m for m in model.modules() if isinstance(m, Factors)]
+        parts = {part for m in written for part in m}
+        found = [m for n, m in model.named_modules() if n and m not in parts and writable(m, model) and self.wants(n)]
+        found = found[:-1] if self.skip_last and not written else found
+        if not found and not written:
+            raise SpecError(f"Factorize finds no layer of {type(model).__name__} that it can write as a product")
+        if bad := [n for n, m in model.named_modules() if m in found and not _finite(m)]:
+            raise WeightsError(f"{listed(bad)} hold NaN or infinite weights, of which no product is made; reload them")
+        made = {m: product(m, self.split) for m in found}
+        for owner in list(model.modules()):
+            for name, child in list(owner._modules.items()):
+                if child in made:
+                    owner._modules[name] = made[child]
+        return model
+
+    def wants(self, name: str) -> bool:
+        """Whether the user did not exclude a layer."""
+        return not any(fnmatch.fnmatch(name, e) for e in self.exclude)
+
+
+def writable(module: nn.Module, model: nn.Module) -> bool:
+    """Whether a module's weight is its own, and all that it computes with beside its bias."""
+    if type(module) not in MAPS or getattr(module, "groups", 1) != 1:
+        return False
+    own = module._parameters.get("weight")
+    shared = sum(p is own for m in model.modules() for p in m._parameters.values()) > 1
+    hooked = module._forward_pre_hooks or module._forward_hooks
+    return own is not None and not shared and not hooked and min(own.shape[0], own[0].numel()) >= 2
+
+
+def product(module: nn.Module, split: Split) -> Factors:
+    """The two maps that a module is written as."""
+    weight = module._parameters["weight"]
+    assert weight is not None
+    u, s, v = torch.linalg.svd(weight.detach().double().flatten(1), full_matrices=False)
+    inner, outer = {"even": (s.sqrt(), s.sqrt()), "in": (s, s**0), "out": (s**0, s)}[split]
+    first, second = MAPS[type(module)](module, len(s))
+    pair = Factors(first, second).to_empty(device=weight.device).to(weight.dtype).train(module.training)
+    with torch.no_grad():
+        _write(first, (inner.unsqueeze(1) * v).reshape(len(s), *weight.shape[1:]), weight)
+        _write(second, (u * outer).reshape(len(weight), len(s), *[1] * (weight.ndim - 2)), weight)
+    if (bias := module._parameters.get("bias")) is not None:
+        second._parameters["bias"] = bias
+    return pair
+
+
+def _finite(module: nn.Module) -> bool:
+    weight = module._parameters["weight"]
+    return weight is not None and bool(weight.isfinite().all())
+
+
+def _write(module: nn.Module, value: Tensor, like: nn.Parameter) -> None:
+    weight = module._parameters["weight"]
+    assert weight is not None
+    weight.copy_(value).requires_grad_(like.requires_grad)
+
+
+def _linear(module: Any, rank: int) -> tuple[nn.Module, nn.Module]:
+    bias = module.bias is not None
+    first = nn.Linear(module.in_features, rank, bias=False, device="meta")
+    return first, nn.Linear(rank, module.out_features, bias=bias, device="meta")
+
+
+def _convolution(module: Any, rank: int) -> tuple[nn.Module, nn.Module]:
+    kind = type(module)
+    where = {k: getattr(module, k) for k in ("stride", "padding", "dilation", "padding_mode")}
+    first = kind(module.in_channels, rank, module.kernel_size, bias=False, device="meta", **where)
+    return first, kind(rank, module.out_channels, 1, bias=module.bias is not None, device="meta")
+
+
+# Made without memory: there is nothing to initialize, and no random number is drawn.
+MAPS: dict[type[nn.Module], Callable[[Any, int], tuple[nn.Module, nn.Module]]] = {
+    nn.Linear: _linear,
+    nn.Conv1d: _convolution,
+    nn.Conv2d: _convolution,
+    nn.Conv3d: _convolution,
+}

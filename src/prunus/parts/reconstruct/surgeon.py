@@ -1,0 +1,144 @@
+"""Optimal brain surgeon on single weights: column after column, or greedily row by row."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from prunus.core.errors import SpecError
+from prunus.core.layer import Choose, Layer, Update
+from prunus.core.part import Reconstruction
+from prunus.parts.evidence.curvature import inverse, solvable
+from prunus.parts.reconstruct.solve import batches, check_damp, on_support
+
+
+@dataclass(frozen=True)
+class ObsUpdate(Reconstruction):
+    """Column after column: what is zeroed in column j is made up for by the columns behind it, w -= (w_j / U_jj) U_j,:
+    with H^-1 = U^T U (SparseGPT: Frantar & Alistarh 2023, arXiv:2301.00774, algorithm 1).
+
+    `select="blocks"`: at every `block` columns the weights of least w^2 / U_jj^2 go, as the columns before have changed
+    them, at the layer's share; of a pattern (N:M) as many in each of its blocks. `select="masks"` takes the mask as it
+    is, as it is taken anyway for patterns and boxes that the engine does not choose from. Whole units leave together,
+    before the columns that stay, which is least squares. Shapes: `[out, in] -> [out, in]`. Cost: in^3 + out * in^2.
+    Fails: as `LeastSquares`. Differs: float64 (official code float32); exactly as many stay as the masks keep, ties to
+    the earlier weight, where the code cuts each block at a threshold of its own.
+    """
+
+    block: int = 128
+    damp: float = 0.01
+    select: Literal["blocks", "masks"] = "blocks"
+
+    def __post_init__(self) -> None:
+        check_damp("ObsUpdate", self.damp)
+        if self.block < 1 or self.select not in ("blocks", "masks"):
+            raise SpecError(f"{self}: block >= 1, and select is 'blocks' or 'masks'")
+
+    def __call__(self, layer: Layer, choose: Choose) -> Update:
+        if layer.whole_columns:
+            return Update(on_support(layer.w, layer.keep, solvable(layer.gram, self.damp, layer.name)), layer.keep)
+        upper = torch.linalg.cholesky(inverse(layer.gram, self.damp, layer.name), upper=True)
+        w, keep, pivots = layer.w.clone(), layer.keep.clone(), upper.diagonal()
+        width, span = w.shape[1], layer.span
+        step = max(span, self.block // span * span)
+        for start in range(0, width, step):
+            stop = min(start + step, width)
+            errors = torch.zeros_like(w[:, start:stop])
+            for j in range(start, stop):
+                if self.select == "blocks" and (j - start) % (span if span > 1 else step) == 0:
+                    ahead = slice(j, min(j + span, stop) if span > 1 else stop)
+                    keep[:, ahead] = choose((w[:, ahead] / pivots[ahead]).square(), ahead)
+                errors[:, j - start] = w[:, j].masked_fill(keep[:, j], 0.0) / pivots[j]
+                w[:, j:stop] -= errors[:, j - start].outer(upper[j, j:stop])
+            w[:, stop:] -= errors @ upper[start:stop, stop:]
+        return Update(w.masked_fill(~keep, 0.0), keep)
+
+
+@dataclass(frozen=True)
+class ExactObs(Reconstruction):
+    """Each row gives up its weight of least w_j^2 / [H^-1]_jj, and is updated, one weight at a time; then rows are cut
+    where their traces of losses, ranked over the whole layer, say so (OBC: Frantar & Alistarh 2022, arXiv:2208.11580,
+    algorithms 1 and 2).
+
+    As many stay as the masks keep: in the layer, in each row where all rows of the masks keep equally many, in each
+    block of a pattern. Shapes: `[out, in] -> [out, in]`. Cost: out * in^2 * (weights removed per row) + out * in^3 / 3,
+    so for layers of a few thousand inputs at most. Fails: as `LeastSquares`; where single weights are not what is
+    pruned the mask is taken as it is. Differs: the official code counts how many of a row's losses are among the
+    layer's smallest, as done here; `damp` is relative (absolute 1 where H is singular there).
+    """
+
+    damp: float = 1e-4
+
+    def __post_init__(self) -> None:
+        check_damp("ExactObs", self.damp)
+
+    def __call__(self, layer: Layer, choose: Choose) -> Update:
+        h = solvable(layer.gram, self.damp, layer.name)
+        if not layer.free or layer.whole_columns:
+            return Update(on_support(layer.w, layer.keep, h), layer.keep)
+        rows, width = layer.keep.shape
+        gone = (~layer.keep).sum(1)
+        allowed = torch.ones_like(layer.keep) if layer.allowed is None else layer.allowed
+        block = torch.zeros(width, dtype=torch.long, device=h.device) if layer.block is None else layer.block
+        room = torch.zeros(rows, int(block.max()) + 1, dtype=torch.long, device=h.device)
+        by_row = layer.block is not None or (rows > 1 and bool((gone == gone[0]).all()))
+        room.scatter_add_(
+            1, block.expand(rows, -1), (~layer.keep).long() if by_row else torch.ones_like(block).expand(rows, -1)
+        )
+        whole = torch.cholesky_inverse(torch.linalg.cholesky(h))
+        traces = [
+            eliminated(w, a, r, block, whole)
+            for w, a, r in zip(*batches(width, on_support(layer.w, allowed, h), allowed, room), strict=True)
+        ]
+        losses, order = (torch.cat(t) for t in zip(*traces, strict=True))
+        if not by_row:
+            gone = cut(losses, int(gone.sum()))
+        keep = torch.ones_like(layer.keep)
+        for row, n in enumerate(gone.tolist()):
+            keep[row, order[row, :n]] = False
+        return Update(on_support(layer.w, keep, h), keep)
+
+
+def cut(losses: Float[Tensor, "rows n"], total: int) -> Int[Tensor, "rows"]:
+    """How many of each row's losses are among the `total` smallest. Of ties the later go, so earlier rows stay."""
+    flat = losses.flip(0).reshape(-1).argsort(stable=True)[:total]
+    return torch.bincount(flat // losses.shape[1], minlength=len(losses)).flip(0)
+
+
+def eliminated(
+    w: Float[Tensor, "rows in"],
+    allowed: Bool[Tensor, "rows in"],
+    room: Int[Tensor, "rows blocks"],
+    block: Int[Tensor, "in"],
+    whole: Float[Tensor, "in in"],
+) -> tuple[Float[Tensor, "rows in"], Int[Tensor, "rows in"]]:
+    """The greedy elimination of every row: the loss of each step, and which column went; what was gone goes first.
+
+    `room`: how many may go from each block of columns. Steps that no row has are +inf.
+    """
+    w, room = w.clone(), room.clone()
+    rows, width = w.shape
+    inverses = whole.expand(rows, -1, -1).clone()
+    at = torch.arange(rows, device=w.device)
+    losses = torch.full_like(w, torch.inf)
+    order = torch.zeros(rows, width, dtype=torch.long, device=w.device)
+    there = torch.ones_like(allowed)
+    for step in range(int(room.sum(1).max())):
+        open_ = there & (room[:, block] > 0)
+        diagonal = inverses.diagonal(dim1=1, dim2=2)
+        scores = torch.where(allowed, w.square() / diagonal, -1.0).masked_fill(~open_, torch.inf)
+        # Of equals the later one goes, so that the earlier one stays.
+        j = width - 1 - scores.flip(1).argmin(1)
+        some = open_.any(1)
+        losses[:, step] = torch.where(some, scores[at, j].clamp(min=0.0), torch.inf)
+        order[:, step] = j
+        pivot = torch.where(some, diagonal[at, j], torch.inf).unsqueeze(1)
+        row = inverses[at, j]
+        w -= row * (w[at, j].unsqueeze(1) / pivot)
+        inverses -= row.unsqueeze(2) * (row / pivot).unsqueeze(1)
+        w[at[some], j[some]] = 0.0
+        there[at[some], j[some]] = False
+        room[at[some], block[j[some]]] -= 1
+    return losses, order

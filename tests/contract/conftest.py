@@ -1,0 +1,42 @@
+"""Which of the checks `make test` runs: every recipe on one network, some on two, and all of it with `make test-all`.
+
+With a hundred recipes the whole table takes longer than anyone waits before a commit. Each recipe is checked on the
+network with convolutions, where it runs there, and every fourth on one of the others as well; which these are is
+decided by the names, so that all five networks see recipes of every kind. What is left is marked slow.
+"""
+
+from __future__ import annotations
+
+from zlib import crc32
+
+import pytest
+
+from tests.contract.runs import PAIRS
+
+
+def due() -> set[tuple[str, str]]:
+    """The (recipe, network) pairs that are always run."""
+    networks: dict[str, list[str]] = {}
+    for name, network in PAIRS:
+        networks.setdefault(name, []).append(network)
+    found = set()
+    for name, there in networks.items():
+        first = "cnn" if "cnn" in there else there[0]
+        rest = [n for n in there if n != first]
+        found.add((name, first))
+        chance = crc32(name.encode())
+        if rest and chance % 4 == 0:
+            found.add((name, rest[chance // 4 % len(rest)]))
+    return found
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark as slow what is not due."""
+    later = set(PAIRS) - due()
+    for item in items:
+        given = getattr(item, "callspec", None)
+        if given is None or "contract" not in item.path.parts:
+            continue
+        pair = (given.params.get("name"), given.params.get("network"))
+        if pair in later:
+            item.add_marker(pytest.mark.slow)
