@@ -71,6 +71,6 @@ def systems_section() -> str:
         where = f"{files}; missing: {why}" if files and why else files or why or "not there yet"
         cells = (str(system["n"]), escaped(system["system"]), system["cited"], system["units"], system["when"])
         rows.append((*cells, kind, where))
-    told = ", ".join(f"{count} {kind}" for kind, count in counts.items() if count)
+    summed = ", ".join(f"{count} {kind}" for kind, count in counts.items() if count)
     header = ("No.", "System", "Cited", "Removes", "When", "State", "Where, or why not")
-    return INTRO.format(total=len(every), counts=f"{told}.", systems=table(header, rows, right=(0,)))
+    return INTRO.format(total=len(every), counts=f"{summed}.", systems=table(header, rows, right=(0,)))
