@@ -178,10 +178,10 @@ def main() -> None:
         if not options.json:
             print("  ".join(f"{cell:>{width}}" for cell, width in zip(told(rows[-1]), (28, 9, 8, 14, 0), strict=True)))
             sys.stdout.flush()
+        if options.markdown:
+            PAGE.write_text(page(rows, options.batch), encoding="utf-8")
     if options.json:
         print(json.dumps(rows, indent=1))
-    if options.markdown:
-        PAGE.write_text(page(rows, options.batch), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -103,7 +103,10 @@ def test_methods_can_be_filtered_and_shown_whole() -> None:
     assert all(name in table for name in prunus.methods.names())
     one = told("methods", "snip")
     assert set(one) == {"recipe", "taxonomy", "card", "page"} and one["taxonomy"]["when"] == "before"
-    assert one["page"]["formula"].startswith("|g w|") and one["page"]["measured"]
+    assert one["page"]["formula"].startswith("|g w|")
+    known = next(n for n in prunus.methods.names() if prunus.methods.measured(n) is not None)
+    assert told("methods", "show", known)["page"]["measured"]
+    assert "Measured in this repository" in call("methods", "show", known).stdout
     assert prunus.Recipe.from_dict(one["recipe"]) == prunus.methods.get("snip")
     assert "ConnectionSensitivity" in call("methods", "snip").stdout
     assert call("methods", "show", "snip").stdout == call("methods", "snip").stdout

@@ -13,6 +13,13 @@ import pytest
 
 from tests.contract.runs import PAIRS
 
+# What runs the network once for every unit, or solves an integer program, is checked for its masks here, and in full
+# with the slow tests; the oracles look at all of it.
+HEAVY = {
+    *("activation_distilled", "calpa_net", "car", "dcp", "gfs", "information_concentration", "itpruner", "kwon", "mdp"),
+    *("biprop", "deeplift", "halp", "sensitivity_scan", "snap_it"),
+}
+
 
 def due() -> set[tuple[str, str]]:
     """The (recipe, network) pairs that are always run."""
@@ -38,5 +45,5 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if given is None or "contract" not in item.path.parts:
             continue
         pair = (given.params.get("name"), given.params.get("network"))
-        if pair in later:
+        if pair in later or (pair[0] in HEAVY and item.path.stem != "test_masks"):
             item.add_marker(pytest.mark.slow)

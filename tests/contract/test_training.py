@@ -101,7 +101,9 @@ def test_a_run_that_was_interrupted_goes_on_bit_by_bit(name: str, network: str) 
     assert resumed.history == whole.history
 
 
-@pytest.mark.parametrize("name", [n for n in NAMES if prunus.methods.get(n).grow is not None])
+@pytest.mark.parametrize(
+    "name", [n for n in NAMES if (m := prunus.methods.get(n)).grow is not None and m.scores_from == "nothing"]
+)
 def test_growth_goes_by_the_gradients_of_the_loop_and_needs_no_task(name: str) -> None:
     case = CASES["cnn"]
     model = training_model(case)

@@ -60,10 +60,10 @@ def test_check_sees_what_is_stale_and_writing_mends_it(
     told = capsys.readouterr().err
     assert "README.md is out of date" in told
     assert "docs/methods.md is out of date" in told
-    assert "| `snap` |" in readme.read_text()
+    assert "[snap]" in readme.read_text()
     assert generate.main([], copy) == 0
     assert generate.main(["--check"], copy) == 0
-    assert "| `snip` |" in readme.read_text()
+    assert "[snip]" in readme.read_text()
 
 
 def test_every_method_is_in_the_readme_and_has_a_section(generate: ModuleType) -> None:

@@ -16,7 +16,7 @@ from prunus.core.task import Task
 from prunus.parts.criteria import BlockInfluence, SynapticSaliency
 from prunus.parts.criteria.depth import cka, cut, token_distance
 from prunus.parts.evidence.hidden import HiddenStatesEvidence
-from prunus.parts.granularity import Branch, Channel
+from prunus.parts.granularity import Block, Branch, Channel
 
 
 class Layer(nn.Module):
@@ -203,3 +203,32 @@ def test_of_every_segment_the_block_with_the_largest_flow_stays() -> None:
     first = [max((u for u in range(4) if segment[u] == s), key=lambda u: float(flow[u])) for s in (0, 1)]
     result = prunus.prune(model, task, "layer_segments", sparsity=0.5)
     assert result.unit_masks["layers"].nonzero().flatten().tolist() == sorted(first)
+
+
+class Added(nn.Module):
+    """Layers that return what their container adds to the state."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up, self.head = nn.Linear(4, 6), nn.Linear(6, 3)
+        self.layers = nn.ModuleList(nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 6)) for _ in range(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.up(x)
+        for layer in self.layers:
+            x = x + layer(x)
+        return self.head(x.mean(1))
+
+
+def test_what_leaves_a_block_that_is_added_up_is_the_sum() -> None:
+    torch.manual_seed(5)
+    net, x = Added().double().eval(), torch.randn(2, 3, 4, dtype=torch.float64)
+    (group,) = Block()(net, (x,))
+    assert group.additive  # type: ignore[attr-defined]
+    scores = prunus.score(net, Task(calib=[x], example=(x,)), "shortgpt")[group.name]
+    state, expected = net.up(x), []
+    for layer in net.layers:
+        after = state + layer(state)
+        expected.append(1 - F.cosine_similarity(state, after, dim=-1).mean())
+        state = after
+    assert torch.allclose(scores, torch.stack(expected).detach())

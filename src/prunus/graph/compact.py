@@ -203,7 +203,8 @@ def _named(model: nn.Module) -> dict[str, Tensor]:
 
 def _checked(group: Group, mask: Bool[Tensor, "..."], problems: Problems) -> Bool[Tensor, "units"] | None:
     if not group.movable:
-        problems.add(f"group {group.name!r} consists of scattered weights: only structured masks can be made physical")
+        what = "single weights, alone or in boxes"
+        problems.add(f"group {group.name!r} consists of {what}: only structured masks can be made physical")
         return None
     if mask.dtype != torch.bool or tuple(mask.shape) != group.shape:
         problems.add(f"the mask of group {group.name!r} is {mask.dtype} {tuple(mask.shape)}, not bool {group.shape}")

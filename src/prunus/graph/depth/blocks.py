@@ -260,6 +260,7 @@ def _groups(model: nn.Module, taken: list[Candidate], trials: Trials, at_least: 
                 names=tuple(c.name for c in own),
                 length=length,
                 replaced=replaced,
+                additive=not replaced and all(c.name in trials.silent for c in own),
             )
         )
     return groups

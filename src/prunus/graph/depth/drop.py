@@ -50,6 +50,7 @@ class BlockGroup(Group):
         names: the full names of the units' modules.
         length: how many entries (with parameters) the container has, those that cannot be removed included.
         replaced: the units are not dropped but become `nn.Identity`s.
+        additive: the units return zero, not their input, once their parameters are zero: the container adds them up.
         instead: by unit, the modules that are replaced if they are more or others than `names`, each with what
             `Nothing` returns in its place; None for an `nn.Identity`.
     """
@@ -60,6 +61,7 @@ class BlockGroup(Group):
     names: tuple[str, ...] = ()
     length: int = 0
     replaced: bool = False
+    additive: bool = False
     instead: tuple[tuple[tuple[str, Any], ...], ...] = ()
 
     @property

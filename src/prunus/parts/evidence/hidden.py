@@ -20,11 +20,11 @@ Tokens = Float[Tensor, "batch tokens features"]
 class HiddenStatesEvidence(Evidence):
     """What enters each block and what leaves it, batch by batch, token by token.
 
-    Of a residual branch, what leaves is what enters plus what the branch returns. Features are the last axis, or the
-    second where the block's own kernels have as many axes as the state (feature maps). Blocks of one group need not be
-    alike: their states are padded with zeros, so a token that is zero on both sides is none. Undefined for units that
-    are no modules, and for blocks that are never called, are called with no tensor, or change the shape. Cost: one
-    forward per batch; the states of all blocks are in memory at once.
+    Of a residual branch, and of a block that its container adds up, what leaves is what enters plus what it returns.
+    Features are the last axis, or the second where the block's own kernels have as many axes as the state (feature
+    maps). Blocks of one group need not be alike: their states are padded with zeros, so a token that is zero on both
+    sides is none. Undefined for units that are no modules, and for blocks that are never called, are called with no
+    tensor, or change the shape. Cost: one forward per batch; the states of all blocks are in memory at once.
     """
 
     reads: ClassVar[Reads] = "inputs"
@@ -109,7 +109,7 @@ def _states(
         before, after = mine[0][0], mine[-1][1]
         if before.shape != after.shape:
             return None
-        if group.kind == "branch":
+        if group.kind == "branch" or getattr(group, "additive", False):
             after = before + after
         kernels = any(sources.parameters[m.param].ndim == before.ndim for m in group.with_role("out") if m.unit == unit)
         pairs.append(torch.stack([_tokens(t, kernels and before.ndim > 3) for t in (before, after)], -1))
