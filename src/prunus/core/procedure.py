@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from prunus.core.errors import SpecError
+from prunus.core.taxonomy import taxonomy
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,15 +39,7 @@ class Procedure:
 
     def taxonomy(self) -> dict[str, str]:
         """Where the method sits in the survey's taxonomy."""
-        return {
-            "structure": self.structure,
-            "when": self.when,
-            "how": self.how,
-            "pace": self.pace,
-            "scope": self.scope,
-            "data": self.reads,
-            "weights": self.on,
-        }
+        return taxonomy(self)
 
 
 def procedure(**told: Any) -> Callable[[Callable[..., Any]], Procedure]:

@@ -21,6 +21,7 @@ from prunus.core.part import (
     Schedule,
     plain_dataclass,
 )
+from prunus.core.taxonomy import taxonomy
 
 READS_ORDER: tuple[Reads, ...] = ("nothing", "inputs", "labels")
 
@@ -155,15 +156,7 @@ class Recipe:
 
     def taxonomy(self) -> dict[str, str]:
         """Where the method sits in the survey's taxonomy."""
-        return {
-            "structure": self.structure,
-            "when": self.when,
-            "how": self.how,
-            "pace": self.pace,
-            "scope": self.scope,
-            "data": self.reads,
-            "weights": self.on,
-        }
+        return taxonomy(self)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON; `from_dict` restores an equal recipe."""
