@@ -1,8 +1,9 @@
 """Where a method sits in the survey's taxonomy, whoever says it."""
 
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 
+@runtime_checkable
 class Placed(Protocol):
     """A method that can say where it sits: a recipe derives it from its parts, a procedure is told."""
 
