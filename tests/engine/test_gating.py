@@ -314,14 +314,14 @@ def test_gradients_that_are_not_finite_do_not_reach_the_gates() -> None:
     assert not torch.equal(run.session.gating.thetas["head.weight"], before)
 
 
-def test_an_exception_in_attach_leaves_no_gate_behind() -> None:
+def test_an_exception_in_attach_leaves_no_gate_behind(monkeypatch: pytest.MonkeyPatch) -> None:
     run = Run("edge_popup")
     run.session.gating = None
 
     def broken(*_: Any) -> Any:
         raise RuntimeError("in the middle of it")
 
-    run.session._run_due = broken
+    monkeypatch.setattr("prunus.engine.session.run_due", broken)
     with pytest.raises(RuntimeError, match="in the middle"):
         run.attach()
     assert type(run.model.head) is nn.Linear and type(run.model.stem) is nn.Conv2d

@@ -52,7 +52,7 @@ def test_an_early_ticket_is_drawn_when_the_last_five_masks_agree(settle: float) 
     queue: list[Tensor] = []
     when = steps
     for step in range(1, steps + 1):
-        toys.train(session, session._optimizers[0], step - 1, step)
+        toys.train(session, session.optimizers[0], step - 1, step)
         if step == steps:
             break
         queue = [*queue, drawn(session.model, density)][-5:]
@@ -61,7 +61,7 @@ def test_an_early_ticket_is_drawn_when_the_last_five_masks_agree(settle: float) 
             when = step
             break
     early = early_run(settle, steps, steps)
-    optimizer = early._optimizers[0]
+    optimizer = early.optimizers[0]
     toys.train(early, optimizer, 0, steps)
     assert [h["step"] for h in early.history if "kept" in h] == [when]
     assert len(early.history) == when  # every step until then was a probe, none after it
@@ -76,7 +76,7 @@ def test_early_tickets_resume_bit_for_bit_from_every_step() -> None:
     for step in range(steps):
         state = toys.pack({"model": whole.model.state_dict(), "session": whole.state_dict()})
         saved.append(state)
-        toys.train(whole, whole._optimizers[0], step, step + 1)
+        toys.train(whole, whole.optimizers[0], step, step + 1)
     assert 1 < len(whole.history) < steps  # it settled on the way
     for step, data in enumerate(saved):
         state = toys.unpack(data)
@@ -104,7 +104,7 @@ def test_an_early_ticket_that_rewinds_gives_the_initial_weights_back() -> None:
         if session.settled:
             break
     assert session.step == 6 and session.clock == 0 and session.horizon == 34
-    keep = session._applied
+    keep = session.applied
     for name, p in model.named_parameters():
         assert torch.equal(p, before[name] * keep[name] if name in keep else before[name])
 

@@ -19,6 +19,12 @@ class Event(NamedTuple):
             those that each of the `window` events before it would have made; until then it only remembers its masks.
             Once one such event was carried out, the remaining ones are left out (early tickets). 1 is always met.
         window: see `settle`.
+        mark: True chooses the masks and leaves the weights as they are: penalties, proximal maps and gates act on the
+            choice until a later event carries it out.
+        across: with `regrow`: units of all groups compete for staying, instead of each group's own.
+        under: with `regrow`: of the units that may be dropped only those go that are worth less than this.
+        below: units that this event would remove stay after all, where they are worth at least this share of the least
+            that any kept unit of their group is worth (thresholds that rise, Narang et al. 2017, arXiv:1704.05119).
     """
 
     step: int
@@ -31,3 +37,7 @@ class Event(NamedTuple):
     skip: bool = False
     settle: float | None = None
     window: int = 0
+    mark: bool = False
+    across: bool = False
+    under: float | None = None
+    below: float | None = None

@@ -6,7 +6,7 @@ the cost in passes are read off the evidence, never declared by hand.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
@@ -39,6 +39,13 @@ class Sources:
         masks: what is kept now, by group name; missing groups are whole.
         final: whether no event comes after the one at hand.
         gates: what the gates say that units are worth, by group name.
+        progress: how far the steps since the last event have come towards the next, in [0, 1].
+        age: optimizer steps since the last event.
+        step: optimizer steps since the beginning.
+        rate: the learning rate of the step at hand; None outside of training.
+        momenta: what the optimizer has averaged gradients to, by parameter name.
+        choose: the masks that the recipe's allocation would make of scores at the density of the next event; scores are
+            those of its criterion where none are given. None outside of a session.
     """
 
     model: nn.Module
@@ -55,6 +62,12 @@ class Sources:
     masks: Mapping[str, Tensor] = field(default_factory=dict)
     final: bool = True
     gates: Mapping[str, Tensor] = field(default_factory=dict)
+    progress: float = 0.0
+    age: int = 0
+    step: int = 0
+    rate: float | None = None
+    momenta: Mapping[str, Tensor] = field(default_factory=dict)
+    choose: "Callable[[dict[str, Tensor] | None], dict[str, Tensor]] | None" = None
 
 
 class Evidence(ABC):
@@ -116,3 +129,6 @@ class RunningEvidence(Evidence):
         names = {m.param for g in groups for m in g.with_role(*self.roles)}
         asked = {n: g for n, g in gradients.items() if n in names}
         self.observe(store, weights, asked, settings)
+
+    def renew(self, store: dict[str, Tensor], sources: Sources) -> None:
+        """After `step`, with everything that evidence may be told of; for what needs more than gradients."""

@@ -1,6 +1,7 @@
 """What a gate is told of the step at hand."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from jaxtyping import Bool, Float
 from torch import Tensor
@@ -11,15 +12,20 @@ class Moment:
     """The step at hand, as the gates of one group see it.
 
     Attributes:
-        progress: steps made since the gates began, or since the last event, over those until the next; 1 when it comes.
+        progress: steps made since the gates began, or since the last event that did more than mark, over those until
+            the next such event; 1 when it comes.
         density: what the next event keeps.
-        keep: `[*units]`, the units that the recipe's allocation would keep, given what the gates are worth by now; only
-            where the gate `selects`.
-        noise: `[*units]`, uniform in [0, 1), drawn anew for every step; only where the gate `samples`, and not for the
-            values that stay.
+        keep: `[*units]`, the units that are kept by now: those that the recipe's allocation would keep (where the gate
+            `selects`), or those that the last event kept.
+        noise: of theta's shape, uniform in [0, 1), drawn anew for every step; only where the gate `samples`, and not
+            for the values that stay.
+        duals: `[n]`, the multipliers of the gates' constraints.
+        sizes: group name -> how many weights each of its units owns, for penalties on what is left.
     """
 
     progress: float
     density: float
     keep: Bool[Tensor, "*units"] | None = None
-    noise: Float[Tensor, "*units"] | None = None
+    noise: Float[Tensor, "..."] | None = None
+    duals: Float[Tensor, "n"] | None = None
+    sizes: Mapping[str, float] = field(default_factory=dict)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from prunus.core.errors import SpecError, UnknownNameError
 from prunus.core.events import Event
-from prunus.core.groups import Group
+from prunus.core.groups import Group, Role
 
 if TYPE_CHECKING:
     from prunus.core.evidence import Evidence
@@ -127,6 +127,37 @@ class Penalty(Part):
     __call__: Callable[..., Tensor]
 
 
+class Prox(Part):
+    """`(**evidence) -> factor`: what a unit is multiplied by after each optimizer step, `[*units]` or `[*units, 1]`.
+
+    Proximal maps of separable and of group norms scale a unit and keep its direction, so a factor tells all of them:
+    soft thresholds, hard thresholds, half-space projections, decay. Evidence as for a criterion; where it is undefined
+    a group is left alone.
+
+    Attributes:
+        roles: the members that are scaled; those that produce a unit and its normalization and bias by default, so that
+            a unit falls silent while what reads it stays as it is.
+        on: "gradients" scales gradients before the step instead (gradient selection).
+    """
+
+    slot: ClassVar[str] = "prox"
+    roles: ClassVar[tuple[Role, ...]] = ("out", "scale", "shift", "bias")
+    on: ClassVar[Literal["weights", "gradients"]] = "weights"
+    __call__: Callable[..., Tensor]
+
+
+class Redistribution(Part):
+    """`(**evidence) -> shares`: how what was dropped is spread over the groups when it is regrown.
+
+    Parameters are evidence of all groups at once, as for an allocation: group name -> tensor. Returns group name -> a
+    share, not negative; the engine spreads the number dropped in proportion, exactly, and no further than groups have
+    room. Without one every group regrows what it dropped.
+    """
+
+    slot: ClassVar[str] = "redistribute"
+    __call__: Callable[..., Mapping[str, float]]
+
+
 class Allocation(Part):
     """`(scores, density, space, **evidence) -> masks`: which units stay, given their scores.
 
@@ -164,8 +195,10 @@ class Schedule(Part):
 class Gate(Part):
     """Learned masks: one number theta per unit, trained beside (or instead of) the weights, in the network's graph.
 
-    `(**evidence) -> theta`: what they start from, `[*units]` or `[*units, 1]`; evidence as for a criterion. The other
-    methods say what is made of them. All are pure, and differentiable where theta is to be trained through them.
+    `(**evidence) -> theta`: what they start from; `[*units]` or `[*units, 1]`, or any other shape of which `value` and
+    `worth` make `[*units]` (a threshold per row, two moments or six candidates per unit). Evidence as for a criterion.
+    The other methods say what is made of them. All are pure, and differentiable where theta is to be trained through
+    them.
 
     While a session is attached, a gated weight w is used as `weight(w, value)`. The value of a single weight is its own
     gate's; that of a unit (channel, neuron, head) multiplies what it is read with, the slices of the role `in`, so that
@@ -173,19 +206,31 @@ class Gate(Part):
     computed with, pruned units are zero, and the gates are gone. `prunus.engine.gating` trains them.
 
     Attributes:
+        trained: False for gates that hold nothing to be trained: the recipe's criterion scores the weights behind them,
+            which pruning leaves as they are until the last event.
         freezes: all parameters of the model stay as they are while the gates are trained.
-        selects: `value` wants `moment.keep`. Cost: one allocation per step.
+        selects: `moment.keep` is chosen anew every `every` steps, by the gates' worth, or by the recipe's criterion
+            where they are not trained. Cost: one allocation each time. Otherwise it is what the last event kept.
+        every: see `selects`.
         samples: `value` wants `moment.noise`.
+        evaluates: `estimated` is asked for gradients, once per step.
     """
 
     slot: ClassVar[str] = "gate"
+    trained: ClassVar[bool] = True
     freezes: ClassVar[bool] = False
     selects: ClassVar[bool] = False
     samples: ClassVar[bool] = False
+    evaluates: ClassVar[bool] = False
+    every: int = 1
     __call__: Callable[..., Tensor]
 
-    def value(self, theta: Float[Tensor, "*units"], moment: "Moment") -> Float[Tensor, "*units"]:
-        """What a unit is multiplied by."""
+    def entered(self, w: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+        """What lies behind the gates in the place of a weight when they are put in (for other parametrizations)."""
+        return w
+
+    def value(self, theta: Float[Tensor, "..."], moment: "Moment") -> Float[Tensor, "..."]:
+        """What a unit is multiplied by: `[*units]`, or what broadcasts to it."""
         return theta
 
     def weight(self, w: Float[Tensor, "..."], value: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
@@ -196,17 +241,42 @@ class Gate(Part):
         """A term of the loss, of all groups at once, counted once per step; None for none."""
         return None
 
-    def projected(self, theta: Float[Tensor, "*units"]) -> Float[Tensor, "*units"]:
+    def duals(self) -> tuple[float, ...]:
+        """What the multipliers of a constraint start from: `moment.duals`. None by default."""
+        return ()
+
+    def ascended(
+        self, duals: Float[Tensor, "n"], thetas: Mapping[str, Float[Tensor, "..."]], moment: "Moment"
+    ) -> Float[Tensor, "n"]:
+        """The multipliers after a step of the gates."""
+        return duals
+
+    def estimated(
+        self,
+        loss: Callable[[Mapping[str, Tensor]], float],
+        thetas: Mapping[str, Float[Tensor, "..."]],
+        moments: Mapping[str, "Moment"],
+    ) -> Mapping[str, Float[Tensor, "..."]]:
+        """Gradients of thetas from the loss alone, without differentiating it: `loss` runs the next calibration batch
+        with the values that it is given, group by group. A moment for every group.
+        """
+        return {}
+
+    def projected(self, theta: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
         """Theta after a step, put back where it may lie."""
         return theta
 
-    def renewed(self, theta: Float[Tensor, "*units"]) -> Float[Tensor, "*units"]:
-        """Theta for the next round, after an event that is not the last."""
+    def renewed(self, theta: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+        """Theta for the next round, after an event that is not the last and does not only mark."""
         return theta
 
-    def worth(self, theta: Float[Tensor, "*units"]) -> Float[Tensor, "*units"]:
-        """What `GateValue` evidence tells a criterion; higher = keep."""
+    def worth(self, theta: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+        """What `GateValue` evidence tells a criterion, `[*units]`; higher = keep."""
         return theta
+
+    def open(self, theta: Float[Tensor, "..."], moment: "Moment") -> Bool[Tensor, "..."] | None:
+        """The units that the gates would keep by themselves, without a budget; None where they do not say."""
+        return None
 
     def rate(self, progress: float) -> float:
         """The factor of the gates' learning rate."""
@@ -270,7 +340,7 @@ class Recovery(Part):
 SLOTS: dict[str, type[Part]] = {
     c.slot: c
     for c in (
-        *(Granularity, Criterion, Growth, Penalty, Allocation, Schedule),
+        *(Granularity, Criterion, Growth, Redistribution, Penalty, Prox, Allocation, Schedule),
         *(Gate, Reconstruction, Preparation, Recovery),
     )
 }

@@ -16,8 +16,10 @@ from prunus.core.part import (
     Part,
     Penalty,
     Preparation,
+    Prox,
     Reconstruction,
     Recovery,
+    Redistribution,
     Schedule,
     plain_dataclass,
 )
@@ -39,7 +41,9 @@ class Recipe:
         schedule: when.
         start: the criterion of the first event where it differs (dynamic sparse training starts from a random mask).
         grow: what is regrown, for schedules that regrow.
+        redistribute: how much each group regrows, where it is not what it dropped.
         penalty: a term added to the loss while training.
+        prox: what units are multiplied by after each step.
         gate: learned masks.
         prepare: what is done to the model first, so that it has other units (its outputs stay the same).
         reconstruct: how the weights that stay make up for those that go, layer by layer.
@@ -57,7 +61,9 @@ class Recipe:
     schedule: Schedule
     start: Criterion | None = None
     grow: Growth | None = None
+    redistribute: Redistribution | None = None
     penalty: Penalty | None = None
+    prox: Prox | None = None
     gate: Gate | None = None
     prepare: Preparation | None = None
     reconstruct: Reconstruction | None = None
@@ -107,8 +113,12 @@ class Recipe:
 
     @property
     def pace(self) -> Literal["one_shot", "iterative", "gradual", "prune_and_grow"]:
-        """One event; several without training between or with rewinding; several in training; or with regrowth."""
-        events = self.timeline()
+        """One event; several without training between or with rewinding; several in training; or with regrowth.
+
+        Marking what the last event removes is no event by itself.
+        """
+        timeline = self.timeline()
+        events = [e for e in timeline if not (e.mark and e.density == timeline[-1].density)]
         if any(e.regrow for e in events):
             return "prune_and_grow"
         # Of events that wait for the masks to settle only one is carried out.
@@ -120,13 +130,13 @@ class Recipe:
     @property
     def how(self) -> Literal["criteria", "learned"]:
         """By a criterion or learned through regularization or regrowth (survey sections 5 and 6)."""
-        learned = (self.penalty, self.grow, self.gate)
+        learned = (self.penalty, self.prox, self.grow, self.gate)
         return "learned" if any(part is not None for part in learned) else "criteria"
 
     @property
     def reads(self) -> Reads:
         """The most that any part reads: nothing, inputs, or labels (through the loss)."""
-        parts = (self.criterion, self.start, self.grow, self.penalty, self.allocate)
+        parts = (self.criterion, self.start, self.grow, self.redistribute, self.penalty, self.prox, self.allocate)
         also: list[Reads] = [] if self.reconstruct is None else ["inputs"]
         also += [] if self.gate is None else ["labels"]
         return _most(*parts, also=also if self.recover is None else [*also, self.recover.reads])

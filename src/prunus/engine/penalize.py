@@ -1,20 +1,50 @@
-"""Penalties: the gradient of a term of the loss that only a recipe knows about."""
+"""What a recipe adds to every training step: evidence that is gathered, penalties, and proximal maps."""
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 import torch
+from torch import Tensor
 
 from prunus.core.errors import SpecError
 from prunus.core.evidence import Sources
-from prunus.core.part import Penalty
+from prunus.core.part import Part, Penalty, Prox
+from prunus.engine.apply_ import is_wrapped
+from prunus.engine.decide import sources_of, watched
+from prunus.engine.gating import spread
 from prunus.engine.hooks import Hooks
+
+if TYPE_CHECKING:
+    from prunus.engine.session import Session
+
+
+def watch(session: "Session", hooks: Hooks) -> None:
+    """Let the evidence that is gathered step by step see the gradients of the step at hand."""
+    for key, (evidence, settings) in watched(session.recipe).items():
+        live = {n: p for n, p in hooks.names.items() if p.grad is not None}
+        gradients = {n: p.grad for n, p in live.items() if p.grad is not None}
+        store = session.running[key]
+        evidence.step(store, session.groups, live, gradients, settings)
+        sources = sources_of(session, session.recipe.criterion, gradients)
+        sources.settings = settings
+        evidence.renew(store, sources)
+
+
+def told(session: "Session", part: Part, hooks: Hooks) -> Sources:
+    """What evidence of a part that acts at every step may be collected from."""
+    sources = sources_of(session, part)
+    sources.rate = float(hooks.optimizer.param_groups[0]["lr"])
+    return sources
 
 
 @torch.enable_grad()
-def add_penalty(penalty: Penalty, sources: Sources, hooks: Hooks) -> None:
+def add_penalty(session: "Session", penalty: Penalty, hooks: Hooks) -> None:
     """Add the penalty's gradient, summed over groups, to `.grad` of what this optimizer trains.
 
     Called once per optimizer step, so the strength does not depend on how many backward passes a step takes.
     Cost: one forward and backward of the penalty. Errors: `SpecError` where it is defined on none of the groups.
     """
+    sources = told(session, penalty, hooks)
     evidence = penalty.asks()
     live = {n: p for n, p in sources.parameters.items() if p.requires_grad}
     views = {name: e.by_group(sources, live) for name, e in evidence.items()}
@@ -25,12 +55,13 @@ def add_penalty(penalty: Penalty, sources: Sources, hooks: Hooks) -> None:
     ]
     if not terms:
         raise SpecError(f"{type(penalty).__name__} is defined on none of the model's groups: it would do nothing")
+    total = torch.stack(terms).sum()
     asked = {m.param for g in sources.groups for e in evidence.values() for m in g.with_role(*e.roles)}
     # Only what this optimizer trains: nothing would ever clear the gradient of anything else.
     names = [n for n in live if n in asked and n in hooks.names]
-    if not names:
+    if not names or not total.requires_grad:
         return
-    found = torch.autograd.grad(torch.stack(terms).sum(), [live[n] for n in names], allow_unused=True)
+    found = torch.autograd.grad(total, [live[n] for n in names], allow_unused=True)
     # A fused optimizer under GradScaler unscales inside its step: the penalty must be scaled like the rest.
     scale = getattr(hooks.optimizer, "grad_scale", None)
     with torch.no_grad():
@@ -43,3 +74,28 @@ def add_penalty(penalty: Penalty, sources: Sources, hooks: Hooks) -> None:
                 live[name].grad = extra
             else:
                 grad.add_(extra)  # in place: it may be a view of a bucket
+
+
+@torch.no_grad()
+def scale_(session: "Session", prox: Prox, hooks: Hooks) -> None:
+    """Multiply the units of what this optimizer trains (or their gradients) by the factors of a proximal map.
+
+    Cost: that of its evidence, and one pass over what it scales. Errors: `SpecError` where it is defined on no group.
+    """
+    sources = told(session, prox, hooks)
+    collected = {name: next(iter(e.collect(sources))) for name, e in prox.asks().items()}
+    targets: Mapping[str, Tensor] = hooks.names
+    if prox.on == "gradients":
+        targets = {n: p.grad for n, p in hooks.names.items() if p.grad is not None}
+    reached = False
+    for group in session.groups:
+        if not all(group.name in found for found in collected.values()):
+            continue
+        factor = prox(**{name: found[group.name] for name, found in collected.items()})
+        reached = True
+        for member in group.with_role(*prox.roles):
+            if member.param in targets and (member.dim is None or not is_wrapped(targets[member.param])):
+                target = targets[member.param]
+                target.mul_(spread(group, member, factor.reshape(group.shape), target))
+    if not reached:
+        raise SpecError(f"{type(prox).__name__} is defined on none of the model's groups: it would do nothing")

@@ -9,18 +9,18 @@ from torch import Tensor
 
 from prunus.core.errors import Problems, SpecError
 from prunus.core.events import Event
-from prunus.core.part import Masks
+from prunus.core.part import Gate, Masks
 from prunus.engine.apply_ import pack, unpack
 from prunus.engine.gating import resumed
 
 if TYPE_CHECKING:
     from prunus.engine.session import Session
 
-FORMAT = 2
+FORMAT = 3
 KEYS = (
     *("format", "recipe", "budget", "steps", "seed", "groups", "step", "clock", "fired", "holding", "pending", "masks"),
     *("generator", "weights", "rates", "history", "skipped", "collapsed", "seconds"),
-    *("settled", "probes", "initial", "running", "gates"),
+    *("settled", "probes", "initial", "running", "gates", "marking", "explored"),
 )
 
 
@@ -30,10 +30,12 @@ def check_state(
     masks: Masks,
     model: Mapping[str, Tensor],
     events: Sequence[Event],
+    gate: Gate | None = None,
 ) -> None:
     """Refuse a state that is not one, or belongs to another recipe, budget, run or model.
 
-    own: what must be equal (recipe, budget, steps, seed, groups). masks, model, events: this session's, to compare.
+    own: what must be equal (recipe, budget, steps, seed, groups). masks, model, events, gate: this session's, to
+    compare.
     Errors: `SpecError` that lists every problem; nothing has been changed.
     """
     if not isinstance(state, Mapping) or (missing := [k for k in KEYS if k not in state]):
@@ -76,8 +78,11 @@ def check_state(
             if bad := [n for n, t in one.items() if not isinstance(t, Tensor) or n.split("|")[0] not in model]:
                 problems.add(f"its {kind} tensors hold {bad[0]!r}, which is no parameter of the model")
     for n, theta in state["gates"].get("thetas", {}).items():
-        if n not in masks or not isinstance(theta, Tensor) or theta.shape != masks[n].shape:
+        if n not in masks or not isinstance(theta, Tensor) or not _fits(gate, theta, masks[n]):
             problems.add(f"the gates of {n!r} have another shape than its units, or there is no such group")
+    for what, stored in (("explored", state["explored"]), ("choice", state["gates"].get("keep", {}))):
+        if bad := [n for n, t in stored.items() if n not in masks or not _packs(t, masks[n])]:
+            problems.add(f"the masks of its {what} hold {bad[0]!r}, which is no group of this size")
     if state["pending"] is not None and str(state["pending"]) not in state["rates"]:
         problems.add(f"the learning rates of step {state['pending']}, which come next, are missing")
     problems.raise_if_any(SpecError)
@@ -111,6 +116,18 @@ def _is(value: Any, dtype: torch.dtype, shape: tuple[int, ...]) -> bool:
     return isinstance(value, Tensor) and value.dtype == dtype and tuple(value.shape) == shape
 
 
+def _packs(value: Any, mask: Tensor) -> bool:
+    return _is(value, torch.uint8, (-(-mask.numel() // 8),))
+
+
+def _fits(gate: Gate | None, theta: Tensor, mask: Tensor) -> bool:
+    """Whether a gate makes one number per unit of what was stored."""
+    try:
+        return gate is not None and torch.broadcast_shapes(gate.worth(theta).shape, mask.shape) == mask.shape
+    except (RuntimeError, IndexError):
+        return False
+
+
 def _short(value: Any) -> str:
     text = json.dumps(value)
     return text if len(text) <= 160 else text[:157] + "..."
@@ -138,6 +155,8 @@ def stored(session: "Session") -> dict[str, Any]:
         "probes": [{n: pack(m) for n, m in probe.items()} for probe in session.probes],
         "initial": session.initial or {},
         "running": {key: dict(store) for key, store in session.running.items()},
+        "marking": session.marking,
+        "explored": {n: pack(m) for n, m in session.explored.items()},
         "gates": {} if session.gating is None else session.gating.state(),
     }
 
@@ -148,7 +167,12 @@ def restore_(session: "Session", state: Mapping[str, Any]) -> None:
     places = {g.name: session.parameters[g.members[0].param].device for g in session.groups}
     session.masks = {g.name: unpack(state["masks"][g.name].to(places[g.name]), g.shape) for g in session.groups}
     session.step, session.clock, session.fired = int(state["step"]), int(state["clock"]), int(state["fired"])
-    session.holding = bool(state["holding"])
+    session.holding, session.marking = bool(state["holding"]), bool(state["marking"])
+    session.explored = {
+        g.name: unpack(state["explored"][g.name].to(places[g.name]), g.shape)
+        for g in session.groups
+        if g.name in state["explored"]
+    }
     session.generator.set_state(state["generator"].cpu())
     session.settled = bool(state["settled"])
     shapes = {g.name: g.shape for g in session.groups}

@@ -11,7 +11,7 @@ from prunus.core.counting import full
 from prunus.core.errors import SpecError, WeightsError
 from prunus.core.evidence import Sources
 from prunus.core.groups import Group, Member
-from prunus.core.part import Allocation, Criterion, Gate, Growth, Masks, Reduce
+from prunus.core.part import Allocation, Criterion, Gate, Growth, Masks, Part, Redistribution, Reduce
 from prunus.core.recipe import Recipe
 from prunus.core.task import Task
 from prunus.engine.prepare import (
@@ -41,9 +41,9 @@ def score(model: nn.Module, task: Task | None, recipe: Recipe | str, *, seed: in
     check_slots(recipe, task, groups, 0)
     generator = seeded(seed)
     sources = make_sources(model, task, groups, generator, recipe.criterion)
-    if recipe.gate is not None:
+    if recipe.gate is not None and recipe.gate.trained:
         told = make_sources(model, task, groups, generator, recipe.gate)
-        sources.gates = {n: recipe.gate.worth(t) for n, t in gates_of(recipe.gate, told).items()}
+        sources.gates = worth_of(recipe.gate, gates_of(recipe.gate, told), groups)
     scores, _ = rate(recipe.criterion, sources, recipe.granularity.reduce)
     by_name = {g.name: g for g in groups}
     return {n: s.reshape(by_name[n].weight) if by_name[n].elementwise else s for n, s in scores.items()}
@@ -61,7 +61,7 @@ def make_sources(
     task: Task,
     groups: tuple[Group, ...],
     generator: torch.Generator,
-    part: Criterion | Growth | Allocation | Gate,
+    part: Part,
     gradients: Mapping[str, Tensor] | None = None,
 ) -> Sources:
     """What evidence for `part` may be collected from."""
@@ -88,8 +88,14 @@ def gates_of(part: Gate, sources: Sources) -> dict[str, Tensor]:
     return thetas
 
 
-def facts(part: Allocation, sources: Sources) -> dict[str, Any]:
-    """What an allocation asks to be told beyond the scores: parameter name -> tensors by group.
+def worth_of(part: Gate, thetas: Mapping[str, Tensor], groups: tuple[Group, ...]) -> dict[str, Tensor]:
+    """Group name -> `[*units]`, what gates say that units are worth."""
+    shapes = {g.name: g.shape for g in groups}
+    return {n: part.worth(t.detach()).expand(shapes[n]) for n, t in thetas.items()}
+
+
+def facts(part: Allocation | Redistribution, sources: Sources) -> dict[str, Any]:
+    """What a part that sees all groups at once asks to be told: parameter name -> tensors by group.
 
     Of evidence that comes batch by batch it is told the first batch's.
     """
@@ -125,7 +131,11 @@ def rate(part: Criterion | Growth | Gate, sources: Sources, reduce: Reduce) -> t
 
 
 def reduced(values: Tensor, group: Group, reduce: Reduce, part: Criterion | Growth | Gate) -> Tensor:
-    """`[*units]` from what a criterion returned: itself, or its entries reduced over each unit."""
+    """`[*units]` from what a criterion returned: itself, or its entries reduced over each unit. What gates start from
+    keeps its own shape.
+    """
+    if isinstance(part, Gate):
+        return values.squeeze(-1) if tuple(values.shape) == (*group.shape, 1) else values
     if values.ndim == len(group.shape) + 1:
         if values.shape[-1] == 1:
             values = values.squeeze(-1)

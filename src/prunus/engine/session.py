@@ -10,21 +10,20 @@ import torch
 from torch import Tensor, nn
 
 from prunus.core.budget import Budget
-from prunus.core.counting import count
 from prunus.core.errors import SpecError
 from prunus.core.events import Event
-from prunus.core.evidence import Sources
 from prunus.core.groups import Role
 from prunus.core.part import Masks
 from prunus.core.recipe import Recipe
 from prunus.core.task import Task
 from prunus.engine.agreement import check_agreement, checksum, distributed, refuse_sharded
-from prunus.engine.apply_ import apply_, check_ranks, mask_state_, parameter_masks
+from prunus.engine.apply_ import apply_, parameter_masks
+from prunus.engine.carry import run_due
 from prunus.engine.cost import price_of
-from prunus.engine.decide import asked_by, distance, ranked, regrown, watched
+from prunus.engine.decide import asked_by, watched
 from prunus.engine.gating import Gating, gating_of
 from prunus.engine.hooks import Hooks, hookable
-from prunus.engine.penalize import add_penalty
+from prunus.engine.penalize import add_penalty, scale_, watch
 from prunus.engine.prepare import (
     check_slots,
     check_weights,
@@ -35,13 +34,12 @@ from prunus.engine.prepare import (
     resolve_task,
     unwrap,
 )
-from prunus.engine.rebuild import rebuilt
-from prunus.engine.recover import Recovering, recovered, teacher_of
+from prunus.engine.recover import Recovering, teacher_of
 from prunus.engine.result import Result
 from prunus.engine.resume import check_events, check_state, restore_, stored
-from prunus.engine.rewind import Rewinder, check_schedulers, horizon, target
+from prunus.engine.rewind import Rewinder, check_schedulers, horizon
 from prunus.engine.score import seeded
-from prunus.engine.select import all_kept, collapsed, warn_collapse
+from prunus.engine.select import all_kept
 
 
 class Session:
@@ -70,6 +68,8 @@ class Session:
 
     Attributes:
         masks: group name -> bool of the group's shape, True = kept, as of now.
+        marking: whether those are only marked so far, and all weights are still there.
+        explored: the same, True = kept at any time so far; of recipes that regrow.
         step: optimizer steps made.
         clock: the step as the learning rate sees it: rewinding turns it back.
         events: the whole timeline; the first `fired` of them have run.
@@ -106,7 +106,7 @@ class Session:
         self.masks: Masks = all_kept(self.groups, self.parameters)
         self.cost = price_of(self.model, self.task, self.budget, self.groups)
         self.step = self.clock = self.fired = 0
-        self.holding = self.settled = False
+        self.holding = self.marking = self.settled = False
         self.history: list[dict[str, Any]] = []
         self.skipped: dict[str, str] = {}
         self.collapsed: tuple[str, ...] = ()
@@ -116,8 +116,9 @@ class Session:
         self.recovering: Recovering | None = None
         self.gating: Gating | None = None
         self.probes: list[Masks] = []
-        self._applied: dict[str, Tensor] = {}
-        self._gradients: dict[str, Tensor] | None = None
+        self.explored: Masks = {}
+        self.applied: dict[str, Tensor] = {}
+        self.gradients: dict[str, Tensor] | None = None
         self.rewinder = Rewinder(self.model)
         self._hooks: list[Hooks] = []
         self._schedulers: tuple[Any, ...] = ()
@@ -161,9 +162,9 @@ class Session:
         with ExitStack() as undo:
             undo.callback(self.detach)
             self._to_devices()
-            self._refresh()
+            self.lay_out()
             if self.holding:
-                apply_(self.parameters, self._applied)
+                apply_(self.parameters, self.applied)
             self.start()
             if self.gating is not None:
                 self.gating.install()
@@ -176,8 +177,10 @@ class Session:
             if any(getattr(e, "initial", False) for e in asked_by(self.recipe).values()):
                 self.initial = {n: p.detach().clone() for n, p in self.parameters.items()}
             self.rewinder.keep_weights(0, self.events)
-            self.gating = self.gating or gating_of(self)
-            self._run_due()
+            if self.gating is None and (gating := gating_of(self)) is not None:
+                gating.enter()
+                self.gating = gating
+            run_due(self)
 
     def detach(self) -> None:
         """Take the hooks off the optimizer; weights stay as they are."""
@@ -193,12 +196,12 @@ class Session:
         Errors: `SpecError` where the copy lacks a parameter or has another shape of it; nothing was changed.
         """
         there = dict(unwrap(model).named_parameters())
-        for name, mask in self._applied.items():
+        for name, mask in self.applied.items():
             if name not in there or there[name].shape != mask.shape:
                 raise SpecError(
                     f"this is no copy of the session's model: it has no {name!r} of shape {tuple(mask.shape)}"
                 )
-        apply_(there, {n: m.to(there[n].device) for n, m in self._applied.items()})
+        apply_(there, {n: m.to(there[n].device) for n, m in self.applied.items()})
 
     @property
     def horizon(self) -> int:
@@ -212,7 +215,7 @@ class Session:
     # What the hooks call
 
     @property
-    def _optimizers(self) -> list[torch.optim.Optimizer]:
+    def optimizers(self) -> list[torch.optim.Optimizer]:
         return [h.optimizer for h in self._hooks]
 
     @property
@@ -221,24 +224,22 @@ class Session:
         return [e for e in self.events[self.fired :] if e.step == self.step + 1]
 
     def _opening(self, hooks: Hooks) -> None:
-        self.rewinder.keep_rates(self.step, self.events[self.fired :], self._optimizers, self._schedulers)
+        self.rewinder.keep_rates(self.step, self.events[self.fired :], self.optimizers, self._schedulers)
 
     @torch.no_grad()
     def _ready(self, hooks: Hooks) -> None:
+        watch(self, hooks)
         if self.recipe.penalty is not None:
-            sources = Sources(self.model, self.task, self.groups, self.parameters, self.generator)
-            add_penalty(self.recipe.penalty, sources, hooks)
-        for key, (evidence, settings) in watched(self.recipe).items():
-            live = {n: p for n, p in hooks.names.items() if p.grad is not None}
-            gradients = {n: p.grad for n, p in live.items() if p.grad is not None}
-            evidence.step(self.running[key], self.groups, live, gradients, settings)
+            add_penalty(self, self.recipe.penalty, hooks)
+        if self.recipe.prox is not None and self.recipe.prox.on == "gradients":
+            scale_(self, self.recipe.prox, hooks)
         due = self._due
         skip = any(e.skip for e in due)
         if any(e.regrow for e in due):
             # RigL grows by the dense gradient, which masking is about to destroy.
             names = {m.param for g in self.groups for m in g.members}
             found = {n: p.grad for n, p in hooks.names.items() if n in names and p.grad is not None}
-            self._gradients = (self._gradients or {}) | {n: g if skip else g.clone() for n, g in found.items()}
+            self.gradients = (self.gradients or {}) | {n: g if skip else g.clone() for n, g in found.items()}
         if skip or (self.gating is not None and self.gating.part.freezes):
             hooks.withhold()
         else:
@@ -246,79 +247,38 @@ class Session:
 
     def _stepped(self, hooks: Hooks) -> None:
         hooks.mask_weights()
+        if self.recipe.prox is not None and self.recipe.prox.on == "weights":
+            scale_(self, self.recipe.prox, hooks)
         if hooks is not self._hooks[-1]:
             return
         if self.gating is not None:
             self.gating.step()
         self.step += 1
         self.clock += 1
-        self._run_due()
+        run_due(self)
         if self.gating is not None:
             self.gating.turn()
-        self._gradients = None
+        self.gradients = None
         self.rewinder.keep_weights(self.step, self.events[self.fired :])
 
-    # Events
-
-    def _run_due(self) -> None:
-        while self.fired < len(self.events) and self.events[self.fired].step <= self.step:
-            self._run(self.events[self.fired])
-            self.fired += 1
-
-    def _run(self, event: Event) -> None:
-        if event.settle is not None and self.settled:
-            return
-        before = self.masks
-        masks = regrown(self, event, self._gradients) if event.regrow else ranked(self, event)
-        check_ranks(masks)
-        if event.settle is not None and not self._settles(event, masks):
-            return
-        if self.recipe.reconstruct is not None and not event.regrow:
-            masks = rebuilt(self, masks)
-        self.collapsed = collapsed(masks, None, self.groups)
-        warn_collapse(collapsed(masks, before, self.groups), self.recipe.name)
-        self.masks, self.holding = masks, event.hold
-        if self.gating is not None:
-            self.gating.passed(event, masks)
-        if event.rewind is not None:
-            self.rewinder.restore(event.rewind, self._optimizers)
-        self._refresh()
-        apply_(self.parameters, self._applied)
-        if event.hold:
-            mask_state_(self._optimizers, {self.parameters[n]: m for n, m in self._applied.items()})
-            for optimizer in self._optimizers:
-                if isinstance(optimizer, torch.optim.LBFGS):
-                    optimizer.state.clear()  # its curvature is that of other weights, and not laid out by parameter
-        if self.recipe.recover is not None and (event is self.events[-1] or event.settle is not None):
-            self.recovering = recovered(self, self._applied, self._optimizers)
-        back = target(event)
-        if back is not None:
-            self.clock = back
-            self.rewinder.pending = back if back in self.rewinder.rates else None  # else no step was made since
-        told = [m for n, m in masks.items() if n not in self.skipped]
-        kept, total = sum(count(m) for m in told), sum(m.numel() for m in told)
-        self.history.append(
-            {"step": self.step, "asked": event.density, "kept": kept, "units": total, "density": kept / total}
-            | {k: v for k, v in event._asdict().items() if k in ("regrow", "rewind", "replay") and v}
-            | ({} if self.cost is None or event.regrow else self.cost.record())
-        )
-
-    def _settles(self, event: Event, masks: Masks) -> bool:
-        """Whether an event that waits for its masks to settle is to be carried out; remembers them if not."""
-        assert event.settle is not None
-        far = max((distance(masks, probe) for probe in self.probes[-event.window :]), default=1.0)
-        self.settled = event.settle >= 1 or (len(self.probes) >= event.window and far < event.settle)
-        self.probes = [*self.probes, masks][-max(1, event.window) :]
-        if not self.settled:
-            self.history.append({"step": self.step, "asked": event.density, "distance": far, "settled": False})
-        return self.settled
-
-    def _refresh(self) -> None:
-        """Lay the masks out on the parameters, apply them, and let the hooks keep them."""
-        roles: tuple[Role, ...] | None = None if self.holding else ("out",)
-        self._applied = parameter_masks(self.groups, self.masks, self.parameters, roles)
+    def momenta(self) -> dict[str, Tensor]:
+        """What the optimizers have averaged gradients to, by parameter name; of those that do."""
+        found: dict[str, Tensor] = {}
         for hooks in self._hooks:
-            hooks.hold(self._applied if self.holding else {})
+            for name, p in hooks.names.items():
+                held = hooks.optimizer.state.get(p, {})
+                value = next((held[k] for k in ("momentum_buffer", "exp_avg") if held.get(k) is not None), None)
+                if value is not None:
+                    found[name] = value
+        return found
+
+    def lay_out(self) -> None:
+        """Lay the masks out on the parameters and let the hooks keep them; masks that only mark lie nowhere."""
+        roles: tuple[Role, ...] | None = None if self.holding else ("out",)
+        masks = {} if self.marking else self.masks
+        self.applied = parameter_masks(self.groups, masks, self.parameters, roles)
+        for hooks in self._hooks:
+            hooks.hold(self.applied if self.holding else {})
 
     def _to_devices(self) -> None:
         """Follow parameters that were moved since the session was made."""
@@ -352,10 +312,10 @@ class Session:
         Errors: `SpecError` for a state of another recipe, budget, run or model, or a damaged one, before anything is
         changed.
         """
-        check_state(state, self.identity(), self.masks, self.rewinder.state(), self.events)
+        check_state(state, self.identity(), self.masks, self.rewinder.state(), self.events, self.recipe.gate)
         restore_(self, state)
         self._began, self._spent = time.perf_counter(), float(state["seconds"])
-        self._refresh()
+        self.lay_out()
 
     def result(self) -> Result:
         """The outcome so far, ready to compact, measure and save.

@@ -34,6 +34,17 @@ from prunus.parts.evidence.relative import RelativeChannel, RelativeWeight
 from prunus.parts.evidence.running import Movement, RunningTaylor, RunningTaylorGate, SensitivityBound
 from prunus.parts.evidence.shapley import Shapley
 from prunus.parts.evidence.tailored import LearnedScale
+from prunus.parts.evidence.training import (
+    Age,
+    Anchor,
+    Before,
+    Kept,
+    LearningRate,
+    Momentum,
+    Progress,
+    Steps,
+    Wanted,
+)
 from prunus.parts.evidence.weights import Affine, Scale, Weight
 
 __all__ = [
@@ -41,10 +52,13 @@ __all__ = [
     "ActivationGrad",
     "AdditionOrder",
     "Affine",
+    "Age",
+    "Anchor",
     "Attribution",
     "BatchGrad",
     "BatchGradAffine",
     "BatchGradScale",
+    "Before",
     "ConstantContributions",
     "Contributions",
     "CoupledWeight",
@@ -67,10 +81,13 @@ __all__ = [
     "InverseCurvature",
     "InverseFisher",
     "InverseFisherBlock",
+    "Kept",
     "KernelGrad",
     "LearnedScale",
+    "LearningRate",
     "LeaveOneOut",
     "MetaGrad",
+    "Momentum",
     "Movement",
     "Noise",
     "NoiseGrad",
@@ -80,6 +97,7 @@ __all__ = [
     "PairCurvature",
     "PathFlow",
     "ProbeAccuracy",
+    "Progress",
     "PropagatedImportance",
     "ReaderVariance",
     "ReaderWeight",
@@ -92,10 +110,12 @@ __all__ = [
     "SensitivityBound",
     "Shapley",
     "Shift",
+    "Steps",
     "SynapticFlow",
     "UnitMacs",
     "UnitMemory",
     "UnitParams",
     "UnitTaylor",
+    "Wanted",
     "Weight",
 ]

@@ -8,8 +8,9 @@ from torch import Tensor
 from prunus.core.errors import SpecError
 from prunus.core.part import Penalty
 from prunus.parts.evidence import Scale
+from prunus.parts.penalty.targeted import Anchored, GrowingL2
 
-__all__ = ["ScaleL1"]
+__all__ = ["Anchored", "GrowingL2", "ScaleL1"]
 
 
 @dataclass(frozen=True)

@@ -7,12 +7,15 @@ from typing import Literal
 from prunus.core.errors import SpecError
 from prunus.core.events import Event
 from prunus.core.part import Schedule
+from prunus.parts.schedule.marking import MarkThenCut
 from prunus.parts.schedule.tickets import EarlyBird, Relearned
 
 __all__ = [
     "EarlyBird",
     "Gradual",
     "Iterative",
+    "MarkThenCut",
+    "Marked",
     "OneShot",
     "PruneAndGrow",
     "Relearned",
@@ -218,3 +221,16 @@ class Returning(Schedule):
         if any(e.step > 0 for e in events):
             raise SpecError(f"Returning gives back weights from before training, and {self.of} trains between events")
         return (*events[:-1], events[-1]._replace(rewind=0))
+
+
+@dataclass(frozen=True)
+class Marked(Schedule):
+    """The schedule inside, of which all events but the last only mark: gates compute with the masks, and the weights
+    behind them go on as they are. Every event chooses among all units anew.
+    """
+
+    of: Schedule = Gradual()
+
+    def __call__(self, density: float, steps: int) -> tuple[Event, ...]:
+        *early, last = self.of(density, steps)
+        return (*(e._replace(mark=True, revive=True) for e in early), last._replace(revive=True))

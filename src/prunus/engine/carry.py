@@ -1,0 +1,86 @@
+"""Events carried out: what a session does to the model when one is due."""
+
+from typing import TYPE_CHECKING
+
+import torch
+
+from prunus.core.counting import count
+from prunus.core.events import Event
+from prunus.core.part import Masks
+from prunus.engine.apply_ import apply_, check_ranks, mask_state_
+from prunus.engine.decide import distance, ranked, regrown
+from prunus.engine.rebuild import rebuilt
+from prunus.engine.recover import recovered
+from prunus.engine.rewind import target
+from prunus.engine.select import collapsed, warn_collapse
+
+if TYPE_CHECKING:
+    from prunus.engine.session import Session
+
+
+def run_due(session: "Session") -> None:
+    """Carry out every event that falls on the steps made so far."""
+    while session.fired < len(session.events) and session.events[session.fired].step <= session.step:
+        run(session, session.events[session.fired])
+        session.fired += 1
+
+
+def run(session: "Session", event: Event) -> None:
+    """Choose masks, rebuild, apply, rewind, recover, as the event says, and write it down."""
+    if event.settle is not None and session.settled:
+        return
+    before, recipe = session.masks, session.recipe
+    masks = regrown(session, event, session.gradients) if event.regrow else ranked(session, event)
+    check_ranks(masks)
+    if event.settle is not None and not settles(session, event, masks):
+        return
+    if recipe.reconstruct is not None and not event.regrow and not event.mark:
+        masks = rebuilt(session, masks)
+    session.collapsed = collapsed(masks, None, session.groups)
+    warn_collapse(collapsed(masks, before, session.groups), recipe.name)
+    opened = None if session.gating is None else session.gating.open()
+    session.masks, session.holding, session.marking = masks, event.hold and not event.mark, event.mark
+    if recipe.grow is not None:
+        session.explored = {n: m | session.explored[n] if n in session.explored else m for n, m in masks.items()}
+    if session.gating is not None:
+        session.gating.passed(event, masks)
+    if event.rewind is not None:
+        session.rewinder.restore(event.rewind, session.optimizers)
+    session.lay_out()
+    apply_(session.parameters, session.applied)
+    if session.holding:
+        mask_state_(session.optimizers, {session.parameters[n]: m for n, m in session.applied.items()})
+        for optimizer in session.optimizers:
+            if isinstance(optimizer, torch.optim.LBFGS):
+                optimizer.state.clear()  # its curvature is that of other weights, and not laid out by parameter
+    if recipe.recover is not None and (event is session.events[-1] or event.settle is not None):
+        session.recovering = recovered(session, session.applied, session.optimizers)
+    back = target(event)
+    if back is not None:
+        session.clock = back
+        session.rewinder.pending = back if back in session.rewinder.rates else None  # else no step was made since
+    record(session, event, opened)
+
+
+def record(session: "Session", event: Event, opened: float | None) -> None:
+    """Write an event down: what was asked and kept, what was ever kept, and what gates would keep by themselves."""
+    told = {n: m for n, m in session.masks.items() if n not in session.skipped}
+    kept, total = sum(count(m) for m in told.values()), sum(m.numel() for m in told.values())
+    ever = sum(count(session.explored[n]) for n in told) / total if session.explored else None
+    session.history.append(
+        {"step": session.step, "asked": event.density, "kept": kept, "units": total, "density": kept / total}
+        | {k: v for k, v in event._asdict().items() if k in ("regrow", "rewind", "replay", "mark") and v}
+        | {k: v for k, v in {"explored": ever, "open": opened}.items() if v is not None}
+        | ({} if session.cost is None or event.regrow else session.cost.record())
+    )
+
+
+def settles(session: "Session", event: Event, masks: Masks) -> bool:
+    """Whether an event that waits for its masks to settle is to be carried out; remembers them if not."""
+    assert event.settle is not None
+    far = max((distance(masks, probe) for probe in session.probes[-event.window :]), default=1.0)
+    session.settled = event.settle >= 1 or (len(session.probes) >= event.window and far < event.settle)
+    session.probes = [*session.probes, masks][-max(1, event.window) :]
+    if not session.settled:
+        session.history.append({"step": session.step, "asked": event.density, "distance": far, "settled": False})
+    return session.settled
