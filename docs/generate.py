@@ -123,27 +123,32 @@ def scored_by(*names: str) -> Callable[[Recipe], bool]:
     return lambda r: type(r.criterion).__name__ in names
 
 
+def presses(recipe: Recipe) -> bool:
+    """Whether something drives units to zero while training; what regrows besides is counted by that."""
+    return recipe.grow is None and (recipe.penalty is not None or recipe.prox is not None)
+
+
 SETTINGS = (
     Setting("3.1", "Unstructured", lambda r: r.structure == "unstructured"),
     Setting("3.2", "Structured", lambda r: r.structure == "structured"),
     Setting("3.3", "Semi-structured (patterns, N:M)", lambda r: r.structure == "semi-structured"),
     Setting("4.1", "Before training", lambda r: r.when == "before"),
-    Setting("4.2.1", "During, by sparsity regularization", lambda r: r.when == "during" and r.penalty is not None),
+    Setting("4.2.1", "During, by sparsity regularization", lambda r: r.when == "during" and presses(r)),
     Setting("4.2.2", "During, dynamic sparse training", lambda r: r.when == "during" and r.grow is not None),
     Setting(
         "4.2.3",
         "During, by scores",
-        lambda r: r.when == "during" and r.penalty is None and r.grow is None,
+        lambda r: r.when == "during" and not presses(r) and r.grow is None,
     ),
     Setting("4.3.1", "After, lottery tickets and variants", lambda r: r.when == "after" and rewinds(r)),
     Setting("4.3.2", "After, other scores", lambda r: r.when == "after" and not rewinds(r)),
     Setting(
         "4.3.3",
         "After, by sparsity regularization",
-        lambda r: r.when == "after" and r.penalty is not None,
+        lambda r: r.when == "after" and presses(r),
         note='none by name; an edit: `replace(methods.network_slimming, on="pretrained")`',
     ),
-    Setting("4.3.4", "Early in training (early-bird tickets)", note="needs a schedule that looks at the masks"),
+    Setting("4.3.4", "Early in training (early-bird tickets)", lambda r: any(e.settle for e in r.timeline())),
     Setting("4.3.5", "Post-training with reconstruction (SparseGPT)", slot="reconstruct"),
     Setting("4.4", "At run time, per input", package="dynamic"),
     Setting("5.1", "Criterion: magnitude", scored_by("Magnitude", "SignSplitMagnitude")),

@@ -3,15 +3,21 @@
 With a hundred recipes the whole table takes longer than anyone waits before a commit. Each recipe is checked on the
 network with convolutions, where it runs there, and every fourth on one of the others as well; which these are is
 decided by the names, so that all five networks see recipes of every kind. What is left is marked slow.
+
+Shapes in signatures are checked where a recipe runs for the first time (`one_shot` and `trained`, which the other
+checks compare with), and in every eighth of the others: the check takes as long as everything else together. Whatever
+is run without `-m 'not slow'` is checked throughout.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from zlib import crc32
 
 import pytest
 
 from tests.contract.runs import PAIRS
+from tests.shapes import sampled, shapes
 
 # What runs the network once for every unit, or solves an integer program, is checked for its masks here, and in full
 # with the slow tests; the oracles look at all of it.
@@ -47,3 +53,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         pair = (given.params.get("name"), given.params.get("network"))
         if pair in later or (pair[0] in HEAVY and item.path.stem != "test_masks"):
             item.add_marker(pytest.mark.slow)
+
+
+@pytest.fixture(autouse=True)
+def _shapes_of_some(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Shapes are checked in all tests, or in those that the names decide."""
+    with shapes(sampled(request)):
+        yield

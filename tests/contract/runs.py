@@ -6,7 +6,7 @@ import copy
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import Any
 
@@ -17,8 +17,10 @@ from torch import Tensor, nn
 import prunus
 from prunus import Event, Recipe, Result
 from prunus.core.part import Gate
+from prunus.parts.gate import Arm, HardConcrete
 from prunus.parts.schedule import Iterative
 from tests.contract.models import CASES, Case
+from tests.shapes import shapes
 
 NAMES = prunus.methods.names()
 SPARSITY = 0.6
@@ -26,12 +28,14 @@ STEPS = 24
 HYPER = {"lr": 0.05, "momentum": 0.9, "weight_decay": 0.01}
 
 # Evidence that a network has not: no normalization goes with any channel of it, and the recipe has to say so.
-NO_NORM = ("network_slimming", "peel", "early_bird")
+NO_NORM = ("network_slimming", "chex", "morphnet", "morphnet_size", "peel", "early_bird")
 NOTHING_TO_READ = {(recipe, name) for recipe in NO_NORM for name in ("mlp", "vit", "decoder", "moe")}
 NOTHING_TO_READ |= {("synaptic_strength", name) for name in ("mlp", "vit", "decoder", "moe")}
 # Kernels of 3x3 are what these are about, and a network without any is refused.
 NO_KERNELS = {
-    (recipe, name) for recipe in ("krp", "pattern_library", "pconv") for name in ("mlp", "vit", "decoder", "moe")
+    (recipe, name)
+    for recipe in ("krp", "pattern_library", "pattern_library_admm", "pconv", "pconv_admm")
+    for name in ("mlp", "vit", "decoder", "moe")
 }
 
 NOTHING_TO_READ |= {("fsm", name) for name in ("mlp", "vit", "decoder", "moe")}
@@ -73,14 +77,17 @@ def revives(events: tuple[Event, ...]) -> bool:
 
 
 def rewrites(found: Recipe) -> bool:
-    """Whether kept weights may take other values even without training: by a recovery, or in a gate that binarizes."""
+    """Whether kept weights may take other values even without training: by a recovery, or in a gate that binarizes or
+    begins with a probability.
+    """
     gate = found.gate is not None and type(found.gate).weight is not Gate.weight
+    gate = gate or isinstance(found.gate, HardConcrete | Arm)
     return gate or found.recover is not None or found.reconstruct is not None
 
 
 def random_parts(found: Recipe) -> bool:
-    """Whether masks may depend on the seed at all."""
-    parts = [p for p in (found.criterion, found.start, found.grow, found.allocate, found.gate) if p is not None]
+    """Whether masks may depend on the seed where nothing is trained (and so nothing regrown)."""
+    parts = [p for p in (found.criterion, found.start, found.allocate, found.gate) if p is not None]
     return any(e.random for p in parts for e in p.asks().values())
 
 
@@ -115,7 +122,8 @@ def ready(found: Recipe, model: nn.Module, case: Case) -> nn.Module:
 @cache
 def one_shot(name: str, network: str) -> Result:
     """The recipe's events all at once. Shared between checks: look, do not touch."""
-    return pruned(recipe(name), CASES[network])
+    with shapes(True):
+        return pruned(recipe(name), CASES[network])
 
 
 @dataclass
@@ -126,6 +134,7 @@ class Trained:
     masks: list[dict[str, Tensor]]  # unit masks after attaching, and after every step
     escaped: list[int]  # pruned entries that were not zero, likewise
     holding: list[bool]
+    gone: dict[str, Tensor] = field(default_factory=dict)  # the entries that are pruned now
 
 
 @cache
@@ -133,7 +142,7 @@ def trained(name: str, network: str, optimizer: str = "sgd") -> Trained:
     """The recipe laid over a short training run."""
     case = CASES[network]
     found, model = recipe(name), training_model(case)
-    with quiet():
+    with quiet(), shapes(optimizer == "sgd"):
         session = prunus.Session(model, found, case.task(), **asked(found), steps=STEPS)
         opt = make_optimizer(optimizer, model)
         run = Trained(session, [], [], [])
@@ -180,8 +189,9 @@ def note(run: Trained) -> None:
     run.masks.append({n: m.clone() for n, m in session.masks.items()})
     run.holding.append(session.holding)
     named = dict(session.model.named_parameters())
-    full = parameter_masks_of(session)
-    run.escaped.append(sum(int((named[n][~m] != 0).sum()) for n, m in full.items()))
+    if len(run.masks) == 1 or not same(*run.masks[-2:]):  # laid out entry by entry, which takes longer than a step
+        run.gone = {n: ~m for n, m in parameter_masks_of(session).items()}
+    run.escaped.append(sum(int(named[n][m].count_nonzero()) for n, m in run.gone.items()))
 
 
 def parameter_masks_of(session: prunus.Session) -> dict[str, Tensor]:

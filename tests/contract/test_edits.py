@@ -28,6 +28,7 @@ UNREAD = [
     "calpa_net",
     "car",
     "channel_lasso",
+    "chex",
     "coreset_neurons",
     "dcp",
     "deeplift",
@@ -49,13 +50,18 @@ UNREAD = [
     "layer_probes",
     "layer_segments",
     "mean_activation",
+    "morphnet",
+    "morphnet_size",
+    "multi_layer_pruning",
     "network_slimming",
     "nisp",
+    "oicsr",
     "peel",
     "pfp",
     "shortgpt",
     "snap_it",
     "structured_snip",
+    "super_tickets",
     "taylor_activation",
     "thinet",
     "transtailor",
@@ -65,9 +71,16 @@ UNITS_ONLY = dict.fromkeys(UNREAD, "scores nothing here")
 UNITS_ONLY |= {"fpgm": "compares whole units", "srr_gr": "compares whole filters"}
 # Patterns of single weights, and shares of what one weight puts into an output.
 ELEMENTS_ONLY = dict.fromkeys(
-    ("crossbar_clusters", "krp", "n_of_m", "pattern_library", "pconv", "refill", "regroup"), "fits no layer"
+    (
+        *("crossbar_clusters", "krp", "n_of_m", "pattern_library", "pattern_library_admm", "pconv", "pconv_admm"),
+        *("mask_llm", "refill", "regroup", "sr_ste"),
+    ),
+    "fits no layer",
 )
 ELEMENTS_ONLY |= {"ria": "single weights", "sipp": "scores nothing here"}
+# Thresholds and powers of single weights.
+ELEMENTS_ONLY |= dict.fromkeys(("dst_thresholds", "pdp", "powerprop", "soft_threshold_str"), "single weights")
+ELEMENTS_ONLY |= dict.fromkeys(("bayes_by_backprop", "variational_model_reduction"), "single weights")
 
 
 def turned(found: Recipe) -> Recipe:

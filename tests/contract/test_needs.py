@@ -87,7 +87,8 @@ def test_data_does_matter_to_a_recipe_that_declares_it(name: str, network: str) 
     if alike and found.criterion.asks():  # a few dozen channels may fall the same way; their scores do not
         model = case.model()
         alike = same(prunus.score(model, fresh, recipe(name)), prunus.score(model, case.task(), recipe(name)))
-    reads = {e.reads for part in (found.criterion, found.allocate) for e in part.asks().values()} or {"nothing"}
+    parts = [p for p in (found.criterion, found.start, found.allocate) if p is not None]
+    reads = {e.reads for part in parts for e in part.asks().values()} or {"nothing"}
     # Prune-and-grow recipes read gradients only for what they regrow, and steps=0 regrows by those of the calibration.
     assert alike == (reads == {"nothing"} and not regrows(name))
 

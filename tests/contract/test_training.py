@@ -108,7 +108,8 @@ def test_growth_goes_by_the_gradients_of_the_loop_and_needs_no_task(name: str) -
     case = CASES["cnn"]
     model = training_model(case)
     opt = make_optimizer("sgd", model)
-    session = prunus.Session(model, recipe(name), prunus.Task(), **asked(recipe(name)), steps=STEPS).attach(opt)
+    task = prunus.Task(example=(case.batches(1)[0][0],))  # which only groups of coupled units look at
+    session = prunus.Session(model, recipe(name), task, **asked(recipe(name)), steps=STEPS).attach(opt)
     for step in range(STEPS):
         train_step(case, model, opt, step)
     session.detach()
@@ -126,7 +127,7 @@ def test_a_recipe_that_trains_says_so_when_it_is_given_no_steps(name: str) -> No
     assert all(name in str(w.message) for w in said)
 
 
-@pytest.mark.parametrize("name", [n for n in NAMES if prunus.methods.get(n).trains])
+@pytest.mark.parametrize("name", [n for n in NAMES if prunus.methods.get(n).trains and (n, "cnn") not in NO_STRUCTURE])
 def test_prune_trains_a_copy_and_ends_sparse(name: str) -> None:
     case, found = CASES["cnn"], recipe(name)
     model = case.model()
@@ -134,6 +135,7 @@ def test_prune_trains_a_copy_and_ends_sparse(name: str) -> None:
         result = prunus.prune(model, case.task(), found, **asked(found), steps=STEPS)
     named = dict(result.model.named_parameters())
     assert all((named[n][~m] == 0).all() for n, m in result.masks.items())
-    assert result.sparsity > 0.5 and result.cost["steps"] == STEPS
-    assert any(not torch.equal(named[n], p) for n, p in model.named_parameters())
+    assert result.sparsity >= 0.5 and result.cost["steps"] == STEPS
+    dense = ready(found, case.model(), case).named_parameters()
+    assert any(not torch.equal(named[n], p) for n, p in dense)
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), case.model().parameters(), strict=True))

@@ -7,6 +7,7 @@ import re
 import shlex
 import subprocess
 import sys
+from functools import cache
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -26,21 +27,27 @@ MACHINE = re.compile(r"(?<![\w.])/(?:home|root|tmp|work|opt|mnt|Users|srv)/|(?<!
 HOSTS = re.compile(r"//[^/\s]*/simple\b|index-url|\.whl\b|localhost|127\.0\.0\.1", re.IGNORECASE)
 
 
+@cache
+def headings(target: Path) -> frozenset[str]:
+    """The anchors of a page as it lies there, read once."""
+    return frozenset(anchors(target.read_text(encoding="utf-8")))
+
+
 def broken(page: Path, text: str) -> list[str]:
     """Relative links of a page whose file or heading does not exist."""
-    found = []
+    found, own = [], anchors(text)
     for link in links(text):
         if re.match(r"[a-z]+:", link):
             continue
         path, _, anchor = link.partition("#")
         target = (page.parent / path).resolve() if path else page
         inside = target.is_relative_to(ROOT)
-        if not inside or not target.exists():
+        if (
+            not inside
+            or not target.exists()
+            or (anchor and target.suffix == ".md" and anchor not in (own if target == page else headings(target)))
+        ):
             found.append(link)
-        elif anchor and target.suffix == ".md":
-            content = text if target == page else target.read_text(encoding="utf-8")
-            if anchor not in anchors(content):
-                found.append(link)
     return found
 
 

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import os
-import sys
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -29,11 +26,12 @@ RECIPES = {
 class Run:
     """Everything that a training script holds."""
 
-    def __init__(self, name: str, seed: int = 0) -> None:
+    def __init__(self, name: str, seed: int = 0, recipe: prunus.Recipe | None = None) -> None:
         self.model: nn.Module = toys.network(seed)
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=0.02, weight_decay=0.05)
         self.scheduler = torch.optim.lr_scheduler.MultiStepLR(self.optimizer, [2, 4, 9], gamma=0.5)
-        self.session = prunus.Session(self.model, RECIPES[name], toys.task(), prunus.Budget(0.4), steps=STEPS)
+        found = RECIPES[name] if recipe is None else recipe
+        self.session = prunus.Session(self.model, found, toys.task(), prunus.Budget(0.4), steps=STEPS)
 
     def start(self) -> Run:
         self.session.attach(self.optimizer, self.scheduler)
@@ -69,24 +67,3 @@ class Run:
         state = self.session.state_dict()
         del state["seconds"]
         return {"model": toys.state_of(self.model), "optimizer": self.optimizer.state_dict(), "session": state}
-
-
-def survive(name: str, folder: Path) -> None:
-    """Train to the end, with a checkpoint after every step, from wherever a predecessor was killed."""
-    torch.set_num_threads(1)
-    checkpoint, fresh = folder / "checkpoint", folder / "fresh"
-    run = Run(name)
-    if checkpoint.exists():
-        run.load(checkpoint.read_bytes())
-    run.start()
-    print(f"from {run.session.step}", flush=True)
-    while run.session.step < STEPS:
-        run.train(run.session.step + 1)
-        fresh.write_bytes(run.save())
-        os.replace(fresh, checkpoint)
-        print(f"at {run.session.step}", flush=True)
-    (folder / "outcome").write_bytes(toys.pack(run.outcome()))
-
-
-if __name__ == "__main__":
-    survive(sys.argv[1], Path(sys.argv[2]))

@@ -10,7 +10,7 @@ import torch
 
 import prunus
 from prunus.engine.hooks import hookable
-from tests.integration import toys
+from tests.integration import kinds, toys
 
 transformers = pytest.importorskip("transformers")
 accelerate = pytest.importorskip("accelerate")
@@ -68,10 +68,10 @@ def trainer(model: Any, folder: Path, steps: int, callbacks: list[Any], **option
     return transformers.Trainer(model=model, args=arguments, train_dataset=rows(), callbacks=callbacks)
 
 
-@pytest.mark.parametrize("name", ["snip", "rigl", "lth"])
+@pytest.mark.parametrize("name", ["snip", "rigl", "lth", *kinds.KINDS])
 def test_trainer_with_a_callback(name: str, tmp_path: Path) -> None:
     model = bert()
-    session = prunus.Session(model, name, task(), prunus.Budget(0.3), steps=6)
+    session = prunus.Session(model, kinds.KINDS.get(name, name), task(), prunus.Budget(0.3), steps=6)
     trainer(model, tmp_path, 6, [Attach(session)], gradient_accumulation_steps=2).train()
     assert session.step == 6 and len(session.history) == len(session.events)
     toys.zeros_hold(session)
@@ -102,3 +102,32 @@ def test_accelerate_wrapper_is_looked_through() -> None:
         wrapped.zero_grad()
         toys.zeros_hold(session)
     assert session.step == 3
+
+
+@pytest.mark.parametrize("name", kinds.KINDS)
+def test_accelerate_comes_to_what_the_bare_loop_does(name: str) -> None:
+    def run(wrap: bool) -> prunus.Session:
+        accelerator = accelerate.Accelerator(cpu=True, gradient_accumulation_steps=2)
+        model: Any = toys.network()
+        optimizer: Any = toys.sgd(model.parameters())
+        if wrap:
+            model, optimizer = accelerator.prepare(model, optimizer)
+        session = prunus.Session(model, kinds.KINDS[name], toys.task(), prunus.Budget(0.5), steps=8).attach(optimizer)
+        for step in range(16):
+            loss = toys.loss_of(model, toys.batch_at(step))
+            if wrap:
+                with accelerator.accumulate(model):
+                    accelerator.backward(loss)
+                    optimizer.step()
+                    optimizer.zero_grad()
+                continue
+            (loss / 2).backward()
+            if step % 2:
+                optimizer.step()
+                optimizer.zero_grad()
+        return session
+
+    ours, plain = run(True), run(False)
+    assert ours.step == 8 and ours.history == plain.history and toys.same(ours.masks, plain.masks)
+    assert toys.same(toys.state_of(ours.model), toys.state_of(plain.model))
+    toys.zeros_hold(ours)

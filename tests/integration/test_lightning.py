@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import prunus
-from tests.integration import toys
+from tests.integration import kinds, toys
 
 lightning = pytest.importorskip("lightning")
 STEPS = 12
@@ -20,7 +20,7 @@ STEPS = 12
 class Module(lightning.LightningModule):
     """What a user writes; the session is the only addition."""
 
-    def __init__(self, name: str, where: str) -> None:
+    def __init__(self, name: str | prunus.Recipe, where: str) -> None:
         super().__init__()
         self.net, self.where = toys.network(), where
         self.session = prunus.Session(self.net, name, toys.task(), prunus.Budget(0.5), steps=STEPS)
@@ -70,8 +70,9 @@ def fit(module: Module, folder: Path, steps: int, resume: Path | None = None, **
 
 
 @pytest.mark.parametrize("where", ["configure_optimizers", "on_fit_start"])
-@pytest.mark.parametrize("name", ["rigl", "gradual_magnitude"])
+@pytest.mark.parametrize("name", ["rigl", "gradual_magnitude", *kinds.KINDS])
 def test_trainer_equals_the_bare_loop(name: str, where: str, tmp_path: Path) -> None:
+    name = kinds.KINDS.get(name, name)
     module = Module(name, where)
     fit(module, tmp_path, STEPS)
     assert module.seen == list(range(1, STEPS + 1))

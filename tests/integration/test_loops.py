@@ -170,30 +170,6 @@ def test_compiled_model(backend: str) -> None:
     assert session.step == 4 and len(session.history) == len(session.events)
 
 
-def test_moving_average_is_masked_on_request() -> None:
-    pytest.importorskip("timm")
-    from timm.optim import create_optimizer_v2
-    from timm.utils import ModelEmaV3
-
-    model = toys.network()
-    optimizer = create_optimizer_v2(model, opt="adamw", lr=0.01, weight_decay=0.05)
-    ema = ModelEmaV3(model, decay=0.9)
-    session = prunus.Session(model, gradual(), budget=HALF, steps=6).attach(optimizer)
-    for step in range(6):
-        optimizer.zero_grad()
-        toys.loss_of(model, toys.batch_at(step)).backward()
-        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        ema.update(model)
-    toys.zeros_hold(session)
-    gone = ~session.masks["inner.weight"].reshape(model.inner.weight.shape)
-    assert ema.module.inner.weight[gone].any()  # the average remembers what was there
-    session.mask_(ema.module)
-    assert not ema.module.inner.weight[gone].any() and ema.module.inner.weight[~gone].all()
-    with pytest.raises(SpecError, match="no copy"):
-        session.mask_(toys.network(kind=toys.mlp))
-
-
 def test_detach_lets_go() -> None:
     model = toys.network()
     optimizer = toys.sgd(model.parameters())

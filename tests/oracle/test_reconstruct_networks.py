@@ -13,6 +13,7 @@ from torch import Tensor, nn
 import prunus
 from prunus import methods
 from prunus.core.errors import PrunusWarning, StructureError
+from prunus.engine.carry import run_due
 from prunus.parts.allocation import NofM, Rearranged, Uniform
 from prunus.parts.criteria import Magnitude, ObsSaliency
 from prunus.parts.granularity import Channel, Element
@@ -237,7 +238,7 @@ def test_masks_only_shrink_when_layers_are_rebuilt_again_and_again() -> None:
         was = {n: m.clone() for n, m in session.masks.items()}
         while session.fired < len(session.events):
             session.step = session.events[session.fired].step
-            session._run_due()
+            run_due(session)
             assert all(not (session.masks[n] & ~was[n]).any() for n in was)
             was = {n: m.clone() for n, m in session.masks.items()}
         assert sum(int(m.sum()) for m in was.values()) < sum(m.numel() for m in was.values()) * 0.5

@@ -74,7 +74,13 @@ def theirs(kind: str, steps: list[tuple[dict[str, Tensor], dict[str, Tensor]]], 
 
 def recipe(kind: str) -> prunus.Recipe:
     criterion, granularity = CRITERIA[kind]
-    return replace(methods.movement, criterion=criterion, granularity=granularity, schedule=OneShot(at=1.0))
+    return replace(methods.platon, criterion=criterion, granularity=granularity, schedule=OneShot(at=1.0))
+
+
+def without_return() -> prunus.Recipe:
+    """Movement pruning as it was before its gates: what is pruned stays zero."""
+    gradual = Gradual(begin=0.1, end=0.8, every=10)
+    return replace(methods.movement, criterion=MovementScore(), gate=None, schedule=gradual)
 
 
 def train(
@@ -161,7 +167,7 @@ def test_a_resumed_run_is_the_same_bit_for_bit(kind: str, tmp_path: Any) -> None
 def test_pruned_weights_move_no_further() -> None:
     """A weight that is zero has w dL/dw = 0, whatever its gradient."""
     model = build("conv")
-    session = prunus.Session(model, "movement", task_of(batches("conv")), sparsity=0.6, steps=40)
+    session = prunus.Session(model, without_return(), task_of(batches("conv")), sparsity=0.6, steps=40)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
     session.attach(optimizer)
     train(model, optimizer, 0, 40)
@@ -197,7 +203,7 @@ def test_a_soft_path_has_the_same_densities_and_holds_at_its_end() -> None:
 
 def test_only_what_is_scored_is_remembered() -> None:
     model = build("conv")
-    session = prunus.Session(model, "movement", task_of(batches("conv")), sparsity=0.6, steps=4)
+    session = prunus.Session(model, without_return(), task_of(batches("conv")), sparsity=0.6, steps=4)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     session.attach(optimizer)
     train(model, optimizer, 0, 1)

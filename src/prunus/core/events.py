@@ -23,6 +23,11 @@ class Event(NamedTuple):
             choice until a later event carries it out.
         across: with `regrow`: units of all groups compete for staying, instead of each group's own.
         under: with `regrow`: of the units that may be dropped only those go that are worth less than this.
+        jointly: with `regrow`: units of all groups compete for being regrown, instead of each group's own.
+        fresh: with `regrow`: a unit that is dropped and regrown at once starts at zero, as all others that are regrown
+            do; otherwise it keeps its value.
+        grow: kept units stay, and pruned ones join them, by the recipe's growth, until what the allocation gives at
+            `density` is kept.
         below: units that this event would remove stay after all, where they are worth at least this share of the least
             that any kept unit of their group is worth (thresholds that rise, Narang et al. 2017, arXiv:1704.05119).
     """
@@ -41,3 +46,6 @@ class Event(NamedTuple):
     across: bool = False
     under: float | None = None
     below: float | None = None
+    jointly: bool = False
+    fresh: bool = False
+    grow: bool = False

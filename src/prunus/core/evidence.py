@@ -37,10 +37,12 @@ class Sources:
         running: what running evidence has gathered, by its key: parameter name -> tensor.
         scores: what the groups were scored, for the evidence of an allocation.
         masks: what is kept now, by group name; missing groups are whole.
+        survivors: what a drop leaves, before anything is regrown, by group name; there for what says how it is spread.
         final: whether no event comes after the one at hand.
         gates: what the gates say that units are worth, by group name.
         progress: how far the steps since the last event have come towards the next, in [0, 1].
         age: optimizer steps since the last event.
+        left: optimizer steps, the one at hand included, until the next event that does more than mark.
         step: optimizer steps since the beginning.
         rate: the learning rate of the step at hand; None outside of training.
         momenta: what the optimizer has averaged gradients to, by parameter name.
@@ -60,10 +62,12 @@ class Sources:
     running: Mapping[str, dict[str, Tensor]] = field(default_factory=dict)
     scores: Mapping[str, Tensor] | None = None
     masks: Mapping[str, Tensor] = field(default_factory=dict)
+    survivors: Mapping[str, Tensor] = field(default_factory=dict)
     final: bool = True
     gates: Mapping[str, Tensor] = field(default_factory=dict)
     progress: float = 0.0
     age: int = 0
+    left: int = 0
     step: int = 0
     rate: float | None = None
     momenta: Mapping[str, Tensor] = field(default_factory=dict)
@@ -78,6 +82,7 @@ class Evidence(ABC):
     per_batch: ClassVar[bool] = False
     random: ClassVar[bool] = False  # whether it hangs on the session's seed
     passes: ClassVar[str] = "none"
+    in_training: ClassVar[bool] = False  # whether the gradients of a training step, if given, take the place of a run
 
     @abstractmethod
     def collect(self, sources: Sources) -> Iterator[GroupTensors]:

@@ -19,8 +19,11 @@ class Moment:
             `selects`), or those that the last event kept.
         noise: of theta's shape, uniform in [0, 1), drawn anew for every step; only where the gate `samples`, and not
             for the values that stay.
-        duals: `[n]`, the multipliers of the gates' constraints.
+        duals: `[n]`, what the gates carry from step to step, such as the multipliers of their constraints.
         sizes: group name -> how many weights each of its units owns, for penalties on what is left.
+        wide: `[*units]`, the units that would be kept at the density that the gate asks for as `wider`; while training.
+        w: `[*units, k]`, the weights behind the gates, where the gate `sees`; no gradient goes to them.
+        others: group name -> the moment of every group, this one included; while training.
     """
 
     progress: float
@@ -29,3 +32,6 @@ class Moment:
     noise: Float[Tensor, "..."] | None = None
     duals: Float[Tensor, "n"] | None = None
     sizes: Mapping[str, float] = field(default_factory=dict)
+    wide: Bool[Tensor, "*units"] | None = None
+    w: Float[Tensor, "*units k"] | None = None
+    others: Mapping[str, "Moment"] = field(default_factory=dict)

@@ -6,9 +6,9 @@ to and from plain JSON follow from that. Defining a concrete part registers it u
 
 import inspect
 from collections.abc import Callable, Mapping
-from dataclasses import fields, is_dataclass
+from dataclasses import fields
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, TypeVar, cast, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar, cast
 
 from jaxtyping import Bool, Float
 from torch import Tensor
@@ -16,6 +16,8 @@ from torch import Tensor
 from prunus.core.errors import SpecError, UnknownNameError
 from prunus.core.events import Event
 from prunus.core.groups import Group, Role
+from prunus.core.needs import needs as needs
+from prunus.core.needs import plain_dataclass as plain_dataclass
 
 if TYPE_CHECKING:
     from prunus.core.evidence import Evidence
@@ -121,9 +123,13 @@ class Growth(Part):
 
 
 class Penalty(Part):
-    """`(**evidence) -> scalar`, called once per group and added to the loss; evidence as for a criterion."""
+    """`(**evidence) -> scalar`, called once per group and added to the loss; evidence as for a criterion.
+
+    `lasts`: whether it goes on after the last event.
+    """
 
     slot: ClassVar[str] = "penalty"
+    lasts: ClassVar[bool] = True
     __call__: Callable[..., Tensor]
 
 
@@ -138,11 +144,16 @@ class Prox(Part):
         roles: the members that are scaled; those that produce a unit and its normalization and bias by default, so that
             a unit falls silent while what reads it stays as it is.
         on: "gradients" scales gradients before the step instead (gradient selection).
+        freezes: with "gradients": a parameter whose gradient is then zero everywhere is left out of the step, so that
+            decay and momentum do not move it either.
+        lasts: whether it goes on after the last event.
     """
 
     slot: ClassVar[str] = "prox"
+    lasts: ClassVar[bool] = True
     roles: ClassVar[tuple[Role, ...]] = ("out", "scale", "shift", "bias")
     on: ClassVar[Literal["weights", "gradients"]] = "weights"
+    freezes: ClassVar[bool] = False
     __call__: Callable[..., Tensor]
 
 
@@ -212,7 +223,8 @@ class Gate(Part):
         selects: `moment.keep` is chosen anew every `every` steps, by the gates' worth, or by the recipe's criterion
             where they are not trained. Cost: one allocation each time. Otherwise it is what the last event kept.
         every: see `selects`.
-        samples: `value` wants `moment.noise`.
+        samples: how many draws of `moment.noise` it wants for every step; several lie along a first axis.
+        sees: `value`, `penalty`, `open` and `restarted` want `moment.w`.
         evaluates: `estimated` is asked for gradients, once per step.
     """
 
@@ -220,7 +232,8 @@ class Gate(Part):
     trained: ClassVar[bool] = True
     freezes: ClassVar[bool] = False
     selects: ClassVar[bool] = False
-    samples: ClassVar[bool] = False
+    samples: ClassVar[int] = 0
+    sees: ClassVar[bool] = False
     evaluates: ClassVar[bool] = False
     every: int = 1
     __call__: Callable[..., Tensor]
@@ -233,6 +246,12 @@ class Gate(Part):
         """What a unit is multiplied by: `[*units]`, or what broadcasts to it."""
         return theta
 
+    def values(
+        self, thetas: Mapping[str, Float[Tensor, "..."]], moments: Mapping[str, "Moment"]
+    ) -> Mapping[str, Float[Tensor, "..."]]:
+        """The same of all groups, for gates whose units compete across them; worked out once per step if overridden."""
+        return {n: self.value(t, moments[n]) for n, t in thetas.items()}
+
     def weight(self, w: Float[Tensor, "..."], value: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
         """What the network computes with, given the values of its weight's entries."""
         return w * value
@@ -241,14 +260,14 @@ class Gate(Part):
         """A term of the loss, of all groups at once, counted once per step; None for none."""
         return None
 
-    def duals(self) -> tuple[float, ...]:
-        """What the multipliers of a constraint start from: `moment.duals`. None by default."""
+    def duals(self, groups: int) -> tuple[float, ...]:
+        """Numbers that are carried from step to step (multipliers of constraints), as `moment.duals`: their start."""
         return ()
 
     def ascended(
         self, duals: Float[Tensor, "n"], thetas: Mapping[str, Float[Tensor, "..."]], moment: "Moment"
     ) -> Float[Tensor, "n"]:
-        """The multipliers after a step of the gates."""
+        """These numbers for the next step, at the thetas with which the step at hand was made."""
         return duals
 
     def estimated(
@@ -256,15 +275,29 @@ class Gate(Part):
         loss: Callable[[Mapping[str, Tensor]], float],
         thetas: Mapping[str, Float[Tensor, "..."]],
         moments: Mapping[str, "Moment"],
-    ) -> Mapping[str, Float[Tensor, "..."]]:
-        """Gradients of thetas from the loss alone, without differentiating it: `loss` runs the next calibration batch
-        with the values that it is given, group by group. A moment for every group.
+    ) -> tuple[Mapping[str, Float[Tensor, "..."]], Float[Tensor, "n"] | None]:
+        """Gradients of thetas from the loss alone, without differentiating it, and duals (None: as they were): `loss`
+        runs the next calibration batch with the values that it is given, group by group. A moment for every group.
         """
-        return {}
+        return {}, None
 
     def projected(self, theta: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
         """Theta after a step, put back where it may lie."""
         return theta
+
+    def confined(
+        self, thetas: Mapping[str, Float[Tensor, "..."]], moment: "Moment"
+    ) -> Mapping[str, Float[Tensor, "..."]]:
+        """All thetas after a step, put back where they may lie together."""
+        return {n: self.projected(t) for n, t in thetas.items()}
+
+    def restarted(self, theta: Float[Tensor, "..."], moment: "Moment") -> Float[Tensor, "..."]:
+        """Theta after a step, `projected`, where it has to begin anew: a layer that it would leave nothing of."""
+        return theta
+
+    def wider(self, density: float) -> float | None:
+        """The density of a second, wider choice: `moment.wide`, made whenever `moment.keep` is; None for none."""
+        return None
 
     def renewed(self, theta: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
         """Theta for the next round, after an event that is not the last and does not only mark."""
@@ -344,36 +377,3 @@ SLOTS: dict[str, type[Part]] = {
         *(Gate, Reconstruction, Preparation, Recovery),
     )
 }
-
-
-_NEEDS: dict[type["Part"], Mapping[str, "Evidence"]] = {}
-
-
-def needs(part: type[Part]) -> Mapping[str, "Evidence"]:
-    """What a part's `__call__` asks for: parameter name -> evidence, read from its annotations.
-
-    Raises `SpecError` where a parameter is annotated with something that is no evidence.
-    """
-    from prunus.core.evidence import Evidence
-
-    if part in _NEEDS:
-        return _NEEDS[part]
-    hints = get_type_hints(part.__call__, include_extras=True)
-    hints = {name: hint for name, hint in hints.items() if name not in {"return", *part.given}}
-    found: dict[str, Evidence] = {}
-    for name, hint in hints.items():
-        marks = [a for a in get_args(hint)[1:] if isinstance(a, Evidence)] if get_origin(hint) is Annotated else []
-        if len(marks) != 1:
-            raise SpecError(
-                f"{part.__name__}.__call__ parameter {name!r} is annotated {hint}, which is no evidence; "
-                f"use a type of prunus.parts.evidence (Weight, Grad, ...)"
-            )
-        found[name] = marks[0]
-    _NEEDS[part] = MappingProxyType(found)
-    return _NEEDS[part]
-
-
-def plain_dataclass(part: Part) -> None:
-    """Refuse a part that is not a frozen dataclass: equality and serialization rest on it."""
-    if not is_dataclass(part) or not type(part).__dataclass_params__.frozen:
-        raise SpecError(f"{type(part).__name__} must be a @dataclass(frozen=True)")

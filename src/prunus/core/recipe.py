@@ -78,7 +78,7 @@ class Recipe:
             plain_dataclass(part)
         if self.on not in ("initialized", "pretrained"):
             raise SpecError(f"recipe {self.name!r}: on={self.on!r}, expected 'initialized' or 'pretrained'")
-        if any(e.regrow for e in self.timeline()) and self.grow is None:
+        if any(e.regrow or e.grow for e in self.timeline()) and self.grow is None:
             raise SpecError(f"recipe {self.name!r}: its schedule regrows units, so the grow slot must be filled")
 
     def parts(self) -> dict[str, Part]:
@@ -119,7 +119,7 @@ class Recipe:
         """
         timeline = self.timeline()
         events = [e for e in timeline if not (e.mark and e.density == timeline[-1].density)]
-        if any(e.regrow for e in events):
+        if any(e.regrow or e.grow for e in events):
             return "prune_and_grow"
         # Of events that wait for the masks to settle only one is carried out.
         if len(events) <= 1 or all(e.settle is not None for e in events):
@@ -161,8 +161,9 @@ class Recipe:
 
     @property
     def scope(self) -> Literal["global", "local"]:
-        """Whether units compete across the network or within a layer."""
-        return self.allocate.scope
+        """Whether units compete across the network or within a layer, when they are chosen or when they are regrown."""
+        across = any(e.across or e.jointly for e in self.timeline())
+        return "global" if across else self.allocate.scope
 
     def taxonomy(self) -> dict[str, str]:
         """Where the method sits in the survey's taxonomy."""

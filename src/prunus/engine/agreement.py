@@ -6,7 +6,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from prunus.core.errors import PrunusError, SpecError
+from prunus.core.errors import PrunusError
+from prunus.engine.shards import whole
 
 ADVICE = {
     "seed": "give every rank the same seed",
@@ -48,18 +49,9 @@ def check_agreement(facts: Mapping[str, str], device: torch.device) -> None:
 
 def checksum(tensors: Mapping[str, Tensor]) -> str:
     """A number that equal tensors share and diverged ones hardly ever do: a sum of their bits. Cost: one pass."""
-    whole = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+    bits = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
     total = 0
-    for i, t in enumerate(tensors.values()):
-        plain = torch.view_as_real(t.detach()) if t.is_complex() else t.detach()
-        total += (i + 1) * int(plain.view(whole[plain.element_size()]).sum(dtype=torch.int64))
+    for i, t in enumerate(whole(t).detach() for t in tensors.values()):
+        plain = torch.view_as_real(t) if t.is_complex() else t
+        total += (i + 1) * int(plain.view(bits[plain.element_size()]).sum(dtype=torch.int64))
     return str(total)
-
-
-def refuse_sharded(parameters: Mapping[str, Tensor]) -> None:
-    """Refuse parameters of which a process holds only a part."""
-    if bad := [n for n, p in parameters.items() if type(p).__name__ in ("DTensor", "FlatParameter")]:
-        raise SpecError(
-            f"{bad[0]!r} is sharded over processes (FSDP), where none sees a whole mask: prune before sharding, or "
-            f"train with DistributedDataParallel"
-        )

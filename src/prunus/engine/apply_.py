@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from prunus.core.errors import PrunusError
 from prunus.core.groups import Group, Role
 from prunus.core.part import Masks
+from prunus.engine.shards import local, part
 
 NUMPY_DTYPES = (torch.float32, torch.float64)
 
@@ -42,7 +43,7 @@ def parameter_masks(
 def apply_(parameters: Mapping[str, Tensor], masks: Mapping[str, Tensor]) -> None:
     """Zero what is pruned, in place. Cost: one pass over the masked parameters, no memory."""
     for name, mask in masks.items():
-        p = parameters[name]
+        p, mask = local(parameters[name]), part(mask, parameters[name])
         if p.device.type == "cpu" and p.dtype in NUMPY_DTYPES and p.is_contiguous() and not is_wrapped(p):
             # torch multiplies numbers by a bool through a converted copy of it, five times slower than numpy.
             numbers = p.detach().numpy()
@@ -65,7 +66,7 @@ def mask_state_(optimizers: Iterable[torch.optim.Optimizer], masks: Mapping[Tens
             if p in masks:
                 for value in state.values():
                     if isinstance(value, Tensor) and value.shape == p.shape:
-                        value.mul_(masks[p])
+                        local(value).mul_(part(masks[p], value))
 
 
 def digest(masks: Masks) -> str:

@@ -7,8 +7,8 @@ import torch
 from prunus.core.counting import count
 from prunus.core.events import Event
 from prunus.core.part import Masks
-from prunus.engine.apply_ import apply_, check_ranks, mask_state_
-from prunus.engine.decide import distance, ranked, regrown
+from prunus.engine.apply_ import apply_, check_ranks, mask_state_, parameter_masks
+from prunus.engine.decide import distance, grown, ranked, regrown
 from prunus.engine.rebuild import rebuilt
 from prunus.engine.recover import recovered
 from prunus.engine.rewind import target
@@ -30,22 +30,32 @@ def run(session: "Session", event: Event) -> None:
     if event.settle is not None and session.settled:
         return
     before, recipe = session.masks, session.recipe
-    masks = regrown(session, event, session.gradients) if event.regrow else ranked(session, event)
+    left: Masks | None = None
+    if event.regrow:
+        masks, left = regrown(session, event, session.gradients)
+    else:
+        masks = grown(session, event, session.gradients) if event.grow else ranked(session, event)
     check_ranks(masks)
     if event.settle is not None and not settles(session, event, masks):
         return
-    if recipe.reconstruct is not None and not event.regrow and not event.mark:
+    if recipe.reconstruct is not None and not (event.regrow or event.grow or event.mark):
         masks = rebuilt(session, masks)
     session.collapsed = collapsed(masks, None, session.groups)
     warn_collapse(collapsed(masks, before, session.groups), recipe.name)
     opened = None if session.gating is None else session.gating.open()
-    session.masks, session.holding, session.marking = masks, event.hold and not event.mark, event.mark
+    session.masks, session.marking = masks, event.mark
+    if not event.mark:
+        session.laid, session.holding = masks, event.hold
     if recipe.grow is not None:
-        session.explored = {n: m | session.explored[n] if n in session.explored else m for n, m in masks.items()}
+        # Whatever trained before the first event was dense.
+        known = session.explored or (before if session.step else masks)
+        session.explored = {n: m | known[n] for n, m in masks.items()}
     if session.gating is not None:
         session.gating.passed(event, masks)
     if event.rewind is not None:
         session.rewinder.restore(event.rewind, session.optimizers)
+    if left is not None and event.fresh:
+        forget_(session, left)
     session.lay_out()
     apply_(session.parameters, session.applied)
     if session.holding:
@@ -62,6 +72,13 @@ def run(session: "Session", event: Event) -> None:
     record(session, event, opened)
 
 
+def forget_(session: "Session", left: Masks) -> None:
+    """Zero what a drop takes out, and what optimizers remember of it, also where it is regrown at once."""
+    laid = parameter_masks(session.groups, left, session.parameters)
+    apply_(session.parameters, laid)
+    mask_state_(session.optimizers, {session.parameters[n]: m for n, m in laid.items()})
+
+
 def record(session: "Session", event: Event, opened: float | None) -> None:
     """Write an event down: what was asked and kept, what was ever kept, and what gates would keep by themselves."""
     told = {n: m for n, m in session.masks.items() if n not in session.skipped}
@@ -69,7 +86,7 @@ def record(session: "Session", event: Event, opened: float | None) -> None:
     ever = sum(count(session.explored[n]) for n in told) / total if session.explored else None
     session.history.append(
         {"step": session.step, "asked": event.density, "kept": kept, "units": total, "density": kept / total}
-        | {k: v for k, v in event._asdict().items() if k in ("regrow", "rewind", "replay", "mark") and v}
+        | {k: v for k, v in event._asdict().items() if k in ("regrow", "grow", "rewind", "replay", "mark") and v}
         | {k: v for k, v in {"explored": ever, "open": opened}.items() if v is not None}
         | ({} if session.cost is None or event.regrow else session.cost.record())
     )

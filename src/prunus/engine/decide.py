@@ -1,18 +1,21 @@
 """What an event would keep: evidence, scores and masks, with nothing applied yet."""
 
 from collections.abc import Mapping
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor
 
 from prunus.core.counting import count
 from prunus.core.events import Event
 from prunus.core.evidence import RunningEvidence, Sources
-from prunus.core.part import Masks, Part
+from prunus.core.part import Growth, Masks, Part
 from prunus.core.recipe import Recipe
-from prunus.engine.regrow import regrow
+from prunus.engine.regrow import added, drop, grow
 from prunus.engine.score import check_scores, facts, rate, without
 from prunus.engine.select import select
+from prunus.engine.shards import gathered
 
 if TYPE_CHECKING:
     from prunus.engine.session import Session
@@ -20,14 +23,14 @@ if TYPE_CHECKING:
 
 def upcoming(session: "Session", *, marks: bool = True) -> Event:
     """The next event that is certain to be carried out, or the last; with `marks=False` one that does not only mark."""
-    waiting = (e for e in session.events[session.fired :] if e.settle is None or e.settle >= 1)
+    waiting = (e for e in islice(session.events, session.fired, None) if e.settle is None or e.settle >= 1)
     return next((e for e in waiting if marks or not e.mark), session.events[-1])
 
 
 def begun(session: "Session", *, marks: bool = True) -> int:
     """The step of the last event that was carried out; with `marks=False` of one that did more than mark."""
-    done = (e for e in session.events[: session.fired] if e.settle is None and (marks or not e.mark))
-    return max((e.step for e in done), default=0)
+    past = (session.events[i] for i in range(session.fired - 1, -1, -1))
+    return next((e.step for e in past if e.settle is None and (marks or not e.mark)), 0)
 
 
 def progress(session: "Session", *, marks: bool = True) -> float:
@@ -42,7 +45,7 @@ def sources_of(session: "Session", part: Part, gradients: Mapping[str, Tensor] |
         model=session.model,
         task=session.task,
         groups=session.groups,
-        parameters=session.parameters,
+        parameters=gathered(session.parameters, session.groups),
         generator=session.generator,
         settings=part.settings(),
         gradients=gradients,
@@ -52,19 +55,22 @@ def sources_of(session: "Session", part: Part, gradients: Mapping[str, Tensor] |
     if any(getattr(e, "momenta", False) for e in asked):
         sources.momenta = session.momenta()
     sources.progress, sources.step, sources.age = progress(session), session.step, session.step - begun(session)
+    sources.left = max(0, upcoming(session, marks=False).step - session.step)
     sources.choose = lambda scores: wanted(session, scores)
     if session.gating is not None and any(getattr(e, "gates", False) for e in asked):
         sources.gates = session.gating.worth()
     return sources
 
 
-def wanted(session: "Session", scores: dict[str, Tensor] | None = None) -> Masks:
-    """The masks that the next event would make now; of other scores where they are given."""
+def wanted(session: "Session", scores: dict[str, Tensor] | None = None, density: float | None = None) -> Masks:
+    """The masks that the next event would make now; of other scores, or at another density, where they are given."""
     if scores is None:
         criterion = session.recipe.criterion
         scores, _ = rate(criterion, sources_of(session, criterion), session.recipe.granularity.reduce)
+    scores = {n: s for n, s in scores.items() if n not in unfit(session)}
     event = upcoming(session)
-    return chosen(session, scores, event.density, {} if event.revive else session.masks, event is session.events[-1])
+    masks = {} if event.revive else session.masks
+    return chosen(session, scores, event.density if density is None else density, masks, event is session.events[-1])
 
 
 def ranked(session: "Session", event: Event) -> Masks:
@@ -74,16 +80,20 @@ def ranked(session: "Session", event: Event) -> Masks:
     criterion = recipe.start if first and recipe.start is not None else recipe.criterion
     scores, session.skipped = rate(criterion, sources_of(session, criterion), recipe.granularity.reduce)
     check_scores(criterion, scores)
-    if (fits := getattr(recipe.allocate, "fits", None)) is not None:
-        for group in session.groups:
-            if group.name in scores and not fits(group.shape, group.weight):
-                del scores[group.name]
-                session.skipped[group.name] = (
-                    f"rows of {group.shape[-1]} do not divide into blocks of {recipe.allocate}"
-                )
+    for name, why in unfit(session).items():
+        if scores.pop(name, None) is not None:
+            session.skipped[name] = why
     masks = {} if event.revive else session.masks
     found = chosen(session, scores, event.density, masks, event is session.events[-1])
     return found if event.below is None else spared(found, without(scores, masks), event.below)
+
+
+def unfit(session: "Session") -> dict[str, str]:
+    """The groups that the recipe's allocation does not fit, and why; they stay whole."""
+    allocate = session.recipe.allocate
+    fits = getattr(allocate, "fits", None)
+    out = () if fits is None else (g for g in session.groups if not fits(g.shape, g.weight))
+    return {g.name: f"rows of {g.shape[-1]} do not divide into blocks of {allocate}" for g in out}
 
 
 def spared(found: Masks, scores: Mapping[str, Tensor], below: float) -> Masks:
@@ -109,17 +119,38 @@ def chosen(session: "Session", scores: dict[str, Tensor], density: float, masks:
     return {g.name: found.get(g.name, session.masks[g.name]) for g in session.groups}
 
 
-def regrown(session: "Session", event: Event, gradients: Mapping[str, Tensor] | None) -> Masks:
-    """The masks of an event that drops and regrows."""
-    grow, criterion, reduce = session.recipe.grow, session.recipe.criterion, session.recipe.granularity.reduce
-    assert grow is not None
-    worth, _ = rate(criterion, sources_of(session, criterion), reduce)
-    promise, _ = rate(grow, sources_of(session, grow, gradients), reduce)
-    check_scores(grow, promise)
-    spread = session.recipe.redistribute
-    floors = {g.name: g.at_least for g in session.groups}
-    shares = None if spread is None else spread(**facts(spread, sources_of(session, spread, gradients)))
-    return regrow(session.masks, worth, promise, event, shares=shares, floors=floors)
+def regrown(session: "Session", event: Event, gradients: Mapping[str, Tensor] | None) -> tuple[Masks, Masks]:
+    """The masks of an event that drops and regrows, and what it leaves in between."""
+    growth, criterion = session.recipe.grow, session.recipe.criterion
+    assert growth is not None
+    worth, _ = rate(criterion, sources_of(session, criterion), session.recipe.granularity.reduce)
+    promise = promised(session, growth, gradients)
+    worth = {n: w for n, w in worth.items() if n in promise}
+    left = drop(session.masks, worth, event, {g.name: g.at_least for g in session.groups})
+    shares, spread = None, session.recipe.redistribute
+    if spread is not None:
+        told = sources_of(session, spread, gradients)
+        told.survivors = left
+        shares = spread(**facts(spread, told))
+    promise = {n: p for n, p in promise.items() if n in worth}
+    return grow(left, promise, added(session.masks, left, promise, event, shares)), left
+
+
+def grown(session: "Session", event: Event, gradients: Mapping[str, Tensor] | None) -> Masks:
+    """The masks of an event that grows to a density: what is kept stays, the allocation chooses the rest by promise."""
+    growth = session.recipe.grow
+    assert growth is not None
+    promise = promised(session, growth, gradients)
+    scores = {n: p.double().masked_fill(session.masks[n], torch.inf) for n, p in promise.items()}
+    found = chosen(session, scores, event.density, {}, event is session.events[-1])
+    return {n: m | session.masks[n] for n, m in found.items()}
+
+
+def promised(session: "Session", growth: Growth, gradients: Mapping[str, Tensor] | None) -> dict[str, Tensor]:
+    """What growth says of every unit."""
+    promise, _ = rate(growth, sources_of(session, growth, gradients), session.recipe.granularity.reduce)
+    check_scores(growth, promise)
+    return promise
 
 
 def distance(a: Masks, b: Masks) -> float:

@@ -6,8 +6,8 @@ whatever reads the weight as an attribute computes with the gated one. Weights t
 that the module keeps) get no gate: their groups are left out.
 """
 
-import copy
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -18,9 +18,11 @@ from prunus.core.errors import SpecError
 from prunus.core.events import Event
 from prunus.core.gate import Moment
 from prunus.core.groups import Group, Member
-from prunus.core.part import Masks
+from prunus.core.part import Gate, Masks
 from prunus.engine.apply_ import pack, unpack
 from prunus.engine.decide import progress, upcoming, wanted
+from prunus.engine.gated import gated, owned, reread, spread, wide
+from prunus.engine.hooks import calling_scaler
 from prunus.engine.score import acting, gates_of, make_sources, worth_of
 from prunus.parts.evidence.mode import evidence_mode
 
@@ -37,9 +39,6 @@ def gating_of(session: "Session") -> "Gating | None":
     return Gating(session, gates_of(part, sources))
 
 
-FLAT = ("_flat_weights", "_flat_weight_refs")
-
-
 class Gating:
     """The gates of one session.
 
@@ -47,8 +46,9 @@ class Gating:
         thetas: group name -> what is trained, in single precision at least.
         reached: the groups whose gates a gradient has come through.
         optimizer: trains the gates, one step for every step of the session; None where there is nothing to train.
-        duals: the multipliers of their constraints.
+        duals: what they carry from step to step, such as the multipliers of their constraints.
         keep: group name -> what is kept by now.
+        wide: the same of the wider choice, where the gate makes one.
     """
 
     def __init__(self, session: "Session", thetas: Mapping[str, Tensor]) -> None:
@@ -62,11 +62,16 @@ class Gating:
             self.part.optimizer(list(self.thetas.values())) if trained else None
         )
         self._rates = [float(g["lr"]) for g in self.optimizer.param_groups] if self.optimizer is not None else []
-        self.duals = torch.tensor(self.part.duals(), dtype=torch.float64)
+        self.duals = torch.tensor(self.part.duals(len(self.thetas)), dtype=torch.float64)
         self.keep: Masks = {}
+        self.wide: Masks = {}
         self._moments: dict[str, Moment] = {}
         self.batches: list[Any] = []
         self._fixed: Mapping[str, Tensor] | None = None
+        self._joint = type(self.part).values is not Gate.values
+        self._joined: Mapping[str, Tensor] = {}
+        self._leaves: dict[str, Tensor] = {}
+        self._scaler, self._scaled = session.scaler, 0.0
         self._ready: dict[str, Tensor] = {}
         self._places: dict[str, list[tuple[Group, Member]]] = {}
         for group in session.groups:
@@ -90,6 +95,7 @@ class Gating:
         Errors: `SpecError` where another session's gates are in it, or weights are compiled into something else.
         """
         self.turn()
+        self._scaler = self.session.scaler
         names = {id(self.session.parameters[n]): n for n in self._places}
         for path, module in self.session.model.named_modules():
             here = {a: names[id(p)] for a, p in module._parameters.items() if p is not None and id(p) in names}
@@ -110,22 +116,27 @@ class Gating:
 
     def weight(self, name: str, w: Tensor, moments: Mapping[str, Moment] | None = None) -> Tensor:
         """What the network computes with in the place of a parameter."""
+        if self._scaler is not None and torch.is_grad_enabled():
+            self._forget_skipped()
         lasting = moments is None and not self.part.trained
         value: Tensor | None = self._ready.get(name) if lasting else None
         if value is None:
             for group, member in self._places[name]:
-                moment = (self._moments if moments is None else moments)[group.name]
-                units = (
-                    self._fixed[group.name]
-                    if self._fixed is not None and moments is None
-                    else self.part.value(self.thetas[group.name], moment)
-                )
-                own = spread(group, member, units.expand(group.shape), w)
+                own = spread(group, member, self._value(group.name, moments).expand(group.shape), w)
                 value = own if value is None else value * own
             assert value is not None
             if lasting:  # until the choice changes: laying it out is most of the work
                 self._ready[name] = value
         return self.part.weight(w, value)
+
+    def _value(self, name: str, moments: Mapping[str, Moment] | None) -> Tensor:
+        """What the units of a group are multiplied by; at the step at hand where no moments are given."""
+        if moments is not None:
+            joined = self.part.values(self.thetas, moments) if self._joint else None
+            return self.part.value(self.thetas[name], moments[name]) if joined is None else joined[name]
+        if self._fixed is not None:
+            return self._fixed[name]
+        return self._leaves[name] if self._joint else self.part.value(self.thetas[name], self._moments[name])
 
     # While training
 
@@ -138,27 +149,46 @@ class Gating:
         elif self.keep and session.step % self.part.every:
             keep = self.keep
         else:
-            keep = wanted(session, self.worth() if self.part.trained else None)
+            scores = self.worth() if self.part.trained else None
+            keep = wanted(session, scores)
+            more = self.part.wider(upcoming(session).density)
+            self.wide = {} if more is None else wanted(session, scores, more)
         if any(keep.get(n) is not self.keep.get(n) for n in self.thetas):
             self._ready = {}
         self.keep = dict(keep)
         draw = torch.Generator().manual_seed((session.seed * 1_000_003 + session.step) % 2**63)
         far, density = progress(session, marks=False), upcoming(session).density
+        draws = (self.part.samples,) if self.part.samples > 1 else ()
+        self._moments = {}
         for name, theta in self.thetas.items():
-            noise = torch.rand(theta.shape, generator=draw).to(theta) if self.part.samples else None
-            self._moments[name] = Moment(far, density, keep.get(name), noise, self.duals, self._sizes)
+            noise = torch.rand((*draws, *theta.shape), generator=draw).to(theta) if self.part.samples else None
+            seen = self.wide.get(name), self._behind(name), self._moments
+            self._moments[name] = Moment(far, density, keep.get(name), noise, self.duals, self._sizes, *seen)
+        if self._joint:
+            # Worked out once; what comes back to these leaves goes on to the thetas when the gates step.
+            with torch.enable_grad():
+                self._joined = self.part.values(self.thetas, self._moments)
+            self._leaves = {n: v.detach().requires_grad_(v.requires_grad) for n, v in self._joined.items()}
+
+    def _behind(self, name: str) -> Tensor | None:
+        """`[*units, k]`: the weights that produce a group's units, where the gate asks to see them."""
+        if not self.part.sees:
+            return None
+        group = next(g for g in self.session.groups if g.name == name)
+        parameters = {m.param: self.session.parameters[m.param].detach() for m in group.with_role("out")}
+        return group.views(group.with_role("out"), parameters)
 
     def step(self) -> None:
         """One step of the gates' own optimizer, by the gradients that the user's backward passes have left.
 
-        Gradients that are not finite (a loss scale that was too large) are passed over, as scalers do. Loss scaling
-        itself is not undone: gates that are trained by Adam do not feel it. In a distributed run gradients are
-        averaged.
+        Loss scaling is undone, and gradients that are not finite (a scale that was too large) are passed over, as
+        scalers do. In a distributed run gradients are averaged.
         Errors: `SpecError` where no gradient has reached any gate.
         """
         if self.optimizer is None:
             return
         moment = next(iter(self._moments.values()))
+        self._gather()
         if self.part.evaluates:
             self._estimate()
         found = self._averaged()
@@ -178,12 +208,40 @@ class Gating:
         if all(bool(torch.isfinite(t.grad).all()) for t in self.thetas.values() if t.grad is not None):
             for group, rate in zip(self.optimizer.param_groups, self._rates, strict=True):
                 group["lr"] = rate * self.part.rate(moment.progress)
+            with torch.no_grad():
+                self.duals = self.part.ascended(self.duals, self.thetas, moment)
             self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         with torch.no_grad():
+            confined = self.part.confined(self.thetas, moment)
+            for name, theta in self.thetas.items():
+                now = replace(self._moments[name], w=self._behind(name))
+                theta.copy_(self.part.restarted(confined[name], now))
+
+    def _gather(self) -> None:
+        """What came back through values that were worked out together goes to the thetas; loss scales are undone."""
+        back = [(n, v, self._leaves[n].grad) for n, v in self._joined.items() if self._leaves[n].grad is not None]
+        if back:
+            torch.autograd.backward([v for _, v, _ in back], [g for _, _, g in back])
+        for name, theta in self.thetas.items():
+            if self._joint and self._leaves[name].grad is None:
+                theta.grad = None  # it competes, but nothing that the network computes with is behind it
+        self._leaves, self._joined = {}, {}
+        scaler = calling_scaler() or self.session.scaler
+        if scaler is not None:
+            self._scaler, self._scaled = scaler, 0.0
             for theta in self.thetas.values():
-                theta.copy_(self.part.projected(theta))
-            self.duals = self.part.ascended(self.duals, self.thetas, moment)
+                if theta.grad is not None:
+                    theta.grad /= scaler.get_scale()
+
+    def _forget_skipped(self) -> None:
+        """Drop gradients of a step that the scaler skipped: its scale is another one since, and nobody clears them."""
+        held = [*self.thetas.values(), *self._leaves.values()]
+        if not self._scaled or any(t.grad is not None for t in held):
+            scale = float(self._scaler.get_scale())
+            for t in held if self._scaled and scale != self._scaled else ():
+                t.grad = None
+            self._scaled = scale
 
     def _estimate(self) -> None:
         """Gradients from losses alone, added to those that there are."""
@@ -200,7 +258,8 @@ class Gating:
                 self._fixed = None
 
         with evidence_mode(session.model, {}, session.generator, train=session.model.training), torch.no_grad():
-            found = self.part.estimated(loss, self.thetas, self._moments)
+            found, duals = self.part.estimated(loss, self.thetas, self._moments)
+        self.duals = self.duals if duals is None else duals
         for name, gradient in found.items():
             theta = self.thetas[name]
             theta.grad = gradient if theta.grad is None else theta.grad + gradient
@@ -233,7 +292,8 @@ class Gating:
         """The share of the units that gates would keep by themselves; None where they do not say, or never trained."""
         if not self._moments:
             return None
-        said = {n: self.part.open(t.detach(), self._moments[n]) for n, t in self.thetas.items()}
+        now = {n: replace(m, w=self._behind(n)) for n, m in self._moments.items()}
+        said = {n: self.part.open(t.detach(), now[n]) for n, t in self.thetas.items()}
         found = [o.expand(g.shape) for g in self.session.groups if (o := said.get(g.name)) is not None]
         return sum(count(o) for o in found) / sum(o.numel() for o in found) if found else None
 
@@ -244,7 +304,10 @@ class Gating:
         """
         session = self.session
         if event.settle is not None or session.fired == len(session.events) - 1:
-            final = {n: Moment(1.0, event.density, masks[n], None, self.duals, self._sizes) for n in self.thetas}
+            final: dict[str, Moment] = {}
+            for n in self.thetas:
+                seen = None, self._behind(n), final
+                final[n] = Moment(1.0, event.density, masks[n], None, self.duals, self._sizes, *seen)
             for name in self._places:
                 p = session.parameters[name]
                 p.copy_(self.weight(name, p, final))
@@ -267,8 +330,10 @@ class Gating:
             if isinstance(value, Tensor)
         }
         thetas = {n: t.detach().clone() for n, t in self.thetas.items()} if self.part.trained else {}
-        keep = {n: pack(m) for n, m in self.keep.items() if self.part.selects and self.part.every > 1}
-        return {"thetas": thetas, "memory": memory, "reached": sorted(self.reached), "duals": self.duals, "keep": keep}
+        lasts = self.part.selects and self.part.every > 1
+        keep, wide = ({n: pack(m) for n, m in c.items() if lasts} for c in (self.keep, self.wide))
+        known = {"reached": sorted(self.reached), "duals": self.duals}
+        return {"thetas": thetas, "memory": memory, **known, "keep": keep, "wide": wide}
 
 
 def resumed(session: "Session", state: Mapping[str, Any]) -> Gating | None:
@@ -282,7 +347,9 @@ def resumed(session: "Session", state: Mapping[str, Any]) -> Gating | None:
     gating = Gating(session, {n: t.to(places[n]) for n, t in (state["thetas"] or gates_of(part, sources)).items()})
     gating.reached, gating.duals = set(state["reached"]), state["duals"].clone()
     shapes = {g.name: g.shape for g in session.groups}
-    gating.keep = {n: unpack(m.to(places[n]), shapes[n]) for n, m in state["keep"].items()}
+    gating.keep, gating.wide = (
+        {n: unpack(m.to(places[n]), shapes[n]) for n, m in state[key].items()} for key in ("keep", "wide")
+    )
     for key, value in state["memory"].items():
         name, field = key.rsplit("|", 1)
         theta = gating.thetas[name]
@@ -290,72 +357,3 @@ def resumed(session: "Session", state: Mapping[str, Any]) -> Gating | None:
         assert gating.optimizer is not None
         gating.optimizer.state[theta][field] = kept.clone()
     return gating
-
-
-def gated(kind: type[nn.Module], names: Mapping[str, str], gating: Gating) -> type[nn.Module]:
-    """A subclass of a module's class that reads some of its weights through gates: attribute -> parameter name."""
-
-    def read(attribute: str, name: str) -> property:
-        return property(lambda self: gating.weight(name, self._parameters[attribute]))
-
-    def copied(self: nn.Module, memo: dict[int, Any]) -> nn.Module:
-        # A copy is a plain module with the values of this moment in its weights: it computes what this one does.
-        twin: nn.Module = kind.__new__(kind)
-        memo[id(self)] = twin
-        twin.__dict__.update(copy.deepcopy({k: v for k, v in vars(self).items() if k not in FLAT}, memo))
-        with torch.no_grad():
-            for attribute, name in names.items():
-                own, theirs = self._parameters[attribute], twin._parameters[attribute]
-                assert own is not None and theirs is not None
-                theirs.copy_(gating.weight(name, own))
-        twin.__dict__.update({k: [] for k in FLAT if k in vars(self)})
-        reread(twin)
-        return twin
-
-    def refused(self: nn.Module, protocol: Any) -> Any:
-        raise SpecError("a module with gates in it is not pickled: save its state_dict() and the session's")
-
-    fields: dict[str, Any] = {attribute: read(attribute, name) for attribute, name in names.items()}
-    fields |= {"__deepcopy__": copied, "__reduce_ex__": refused, "_gated_by": gating, "__module__": kind.__module__}
-    return type(kind.__name__, (kind,), fields)
-
-
-def reread(module: nn.Module) -> None:
-    """Let a recurrent cell look its weights up anew: it keeps a list of those that it ran with."""
-    renew = getattr(module, "_init_flat_weights", None)
-    if callable(renew):
-        renew()
-
-
-def spread(group: Group, member: Member, value: Tensor, like: Tensor) -> Tensor:
-    """Values of units, laid out over a parameter's shape so that they multiply it; 1 where no unit is."""
-    value = value.to(device=like.device, dtype=like.dtype)
-    if member.tile is not None:
-        grid = value.reshape([n // t for n, t in zip(like.shape, member.tile, strict=True)])
-        for along, length in enumerate(member.tile):
-            grid = grid.repeat_interleave(length, along) if length > 1 else grid
-        return grid
-    if member.dim is None:
-        return value.reshape(like.shape)
-    index = member.positions(group.units).to(like.device)
-    axis = value.new_ones(like.shape[member.dim])
-    axis = axis.index_put((index.reshape(-1),), value.reshape(-1).repeat_interleave(index.shape[1]))
-    lying = [1] * like.ndim
-    lying[member.dim] = -1
-    return axis.reshape(lying)
-
-
-def owned(group: Group, parameters: Mapping[str, Tensor]) -> float:
-    """How many weights one unit of a group owns, on average: of what produces it and of what reads it."""
-    members = [m for m in group.with_role("out", "in") if m.param in parameters]
-    total = 0.0
-    for m in members:
-        size = parameters[m.param].numel()
-        whole = m.dim is None or m.index is None
-        total += size if whole else size * m.positions(group.units).numel() / parameters[m.param].shape[m.dim or 0]
-    return total / group.units
-
-
-def wide(theta: Tensor, w: Tensor) -> Tensor:
-    """A copy in the weight's type, but single precision at least: small steps of a gate are lost in half precision."""
-    return theta.detach().to(torch.promote_types(w.dtype, torch.float32)).clone()

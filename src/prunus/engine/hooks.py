@@ -1,7 +1,7 @@
 """PyTorch's own step hooks on one optimizer, and what they multiply at every step."""
 
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from types import FrameType
 from typing import Any
 
@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from prunus.core.counting import full
 from prunus.core.errors import SpecError
+from prunus.engine.shards import local, part, whole
 
 
 class Hooks:
@@ -41,7 +42,7 @@ class Hooks:
         held = {id(p) for group in optimizer.param_groups for p in group["params"]}
         self.names = {n: p for n, p in parameters.items() if id(p) in held}
         self._opening, self._ready, self._stepped = opening, ready, stepped
-        self._weights: list[Tensor] = []
+        self._weights: list[nn.Parameter] = []
         self._masks: list[Tensor] = []
         self._withheld: list[tuple[nn.Parameter, Tensor]] = []
         self._depth = 0
@@ -61,12 +62,12 @@ class Hooks:
         """Keep these masks from now on: parameter name -> bool of its shape."""
         partial = {n: m for n, m in masks.items() if n in self.names and not full(m)}
         self._weights = [self.names[n] for n in partial]
-        self._masks = [m.to(self.names[n].dtype) for n, m in partial.items()]
+        self._masks = [part(m, self.names[n]).to(self.names[n].dtype) for n, m in partial.items()]
 
     @torch.no_grad()
     def mask_gradients(self) -> None:
         """Zero the gradients of pruned weights."""
-        pairs = [(p.grad, m) for p, m in zip(self._weights, self._masks, strict=True) if p.grad is not None]
+        pairs = [(local(p.grad), m) for p, m in zip(self._weights, self._masks, strict=True) if p.grad is not None]
         if pairs:
             torch._foreach_mul_([g for g, _ in pairs], tuple(m for _, m in pairs))
 
@@ -74,13 +75,26 @@ class Hooks:
     def mask_weights(self) -> None:
         """Zero pruned weights, whatever the optimizer did to them (decay, momentum, noise)."""
         if self._weights:
-            torch._foreach_mul_(self._weights, tuple(self._masks))
+            torch._foreach_mul_([local(p) for p in self._weights], tuple(self._masks))
 
-    def withhold(self) -> None:
-        """Hide all gradients from the step at hand, which then changes nothing; they are back after it."""
+    def kept_gradients(self) -> list[Tensor]:
+        """The gradients, those of pruned weights as zeros."""
+        masks = {id(p): m for p, m in zip(self._weights, self._masks, strict=True)}
+        found: list[Tensor] = []
+        for p in self.names.values():
+            if p.grad is not None:
+                found.append(p.grad.detach().clone() if id(p) in masks else p.grad.detach())
+                if id(p) in masks:
+                    local(found[-1]).mul_(masks[id(p)])
+        return found
+
+    def withhold(self, idle: Callable[[Tensor], bool] = lambda grad: True) -> None:
+        """Hide gradients from the step at hand, all or those that are `idle`: it then leaves their parameters as they
+        are, without decay or momentum. They are back after it.
+        """
         for group in self.optimizer.param_groups:
             for p in group["params"]:
-                if p.grad is not None:
+                if p.grad is not None and idle(p.grad):
                     self._withheld.append((p, p.grad))
                     p.grad = None
 
@@ -133,6 +147,24 @@ class Hooks:
         for p, grad in self._withheld:
             p.grad = grad
         self._withheld = []
+
+
+def calling_scaler() -> Any:
+    """The GradScaler from within whose `step` this is called; None where there is none."""
+    frame: FrameType | None = sys._getframe()
+    while frame is not None and frame.f_code is not torch.amp.GradScaler.step.__code__:
+        frame = frame.f_back
+    return None if frame is None else frame.f_locals["self"]
+
+
+@torch.no_grad()
+def clip_(every: Iterable[Hooks], max_norm: float, norm_type: float) -> Tensor:
+    """Scale all gradients as `torch.nn.utils.clip_grad_norm_` does, by the norm of those of kept weights."""
+    every = list(every)
+    norm = whole(torch.nn.utils.get_total_norm([g for h in every for g in h.kept_gradients()], norm_type))
+    for g in (local(p.grad) for h in every for p in h.names.values() if p.grad is not None):
+        g.mul_(torch.clamp(max_norm / (norm.to(g.device) + 1e-6), max=1.0).to(g.dtype))
+    return norm
 
 
 def hookable(optimizer: Any) -> torch.optim.Optimizer:

@@ -11,8 +11,9 @@ from prunus.core.evidence import Sources
 from prunus.core.part import Part, Penalty, Prox
 from prunus.engine.apply_ import is_wrapped
 from prunus.engine.decide import sources_of, watched
-from prunus.engine.gating import spread
+from prunus.engine.gated import spread
 from prunus.engine.hooks import Hooks
+from prunus.engine.shards import gathered, laid_like, local, part, whole
 
 if TYPE_CHECKING:
     from prunus.engine.session import Session
@@ -21,8 +22,8 @@ if TYPE_CHECKING:
 def watch(session: "Session", hooks: Hooks) -> None:
     """Let the evidence that is gathered step by step see the gradients of the step at hand."""
     for key, (evidence, settings) in watched(session.recipe).items():
-        live = {n: p for n, p in hooks.names.items() if p.grad is not None}
-        gradients = {n: p.grad for n, p in live.items() if p.grad is not None}
+        live = gathered({n: p for n, p in hooks.names.items() if p.grad is not None}, session.groups)
+        gradients = {n: whole(p.grad) for n, p in hooks.names.items() if p.grad is not None}
         store = session.running[key]
         evidence.step(store, session.groups, live, gradients, settings)
         sources = sources_of(session, session.recipe.criterion, gradients)
@@ -32,7 +33,9 @@ def watch(session: "Session", hooks: Hooks) -> None:
 
 def told(session: "Session", part: Part, hooks: Hooks) -> Sources:
     """What evidence of a part that acts at every step may be collected from."""
-    sources = sources_of(session, part)
+    asked = any(e.reads == "labels" for e in part.asks().values())
+    found = {n: whole(p.grad) for n, p in hooks.names.items() if p.grad is not None} if asked else None
+    sources = sources_of(session, part, found)
     sources.rate = float(hooks.optimizer.param_groups[0]["lr"])
     return sources
 
@@ -56,9 +59,8 @@ def add_penalty(session: "Session", penalty: Penalty, hooks: Hooks) -> None:
     if not terms:
         raise SpecError(f"{type(penalty).__name__} is defined on none of the model's groups: it would do nothing")
     total = torch.stack(terms).sum()
-    asked = {m.param for g in sources.groups for e in evidence.values() for m in g.with_role(*e.roles)}
     # Only what this optimizer trains: nothing would ever clear the gradient of anything else.
-    names = [n for n in live if n in asked and n in hooks.names]
+    names = [n for n in live if n in hooks.names]
     if not names or not total.requires_grad:
         return
     found = torch.autograd.grad(total, [live[n] for n in names], allow_unused=True)
@@ -66,14 +68,14 @@ def add_penalty(session: "Session", penalty: Penalty, hooks: Hooks) -> None:
     scale = getattr(hooks.optimizer, "grad_scale", None)
     with torch.no_grad():
         for name, extra in zip(names, found, strict=True):
-            grad = live[name].grad
+            own = hooks.names[name]
             if extra is None:
                 continue
             extra = extra if scale is None else extra * scale
-            if grad is None:
-                live[name].grad = extra
+            if own.grad is None:
+                own.grad = laid_like(extra, own)
             else:
-                grad.add_(extra)  # in place: it may be a view of a bucket
+                local(own.grad).add_(part(extra, own))  # in place: it may be a view of a bucket
 
 
 @torch.no_grad()
@@ -94,8 +96,10 @@ def scale_(session: "Session", prox: Prox, hooks: Hooks) -> None:
         factor = prox(**{name: found[group.name] for name, found in collected.items()})
         reached = True
         for member in group.with_role(*prox.roles):
-            if member.param in targets and (member.dim is None or not is_wrapped(targets[member.param])):
+            if member.param in targets and (member.dim is None or not is_wrapped(local(targets[member.param]))):
                 target = targets[member.param]
-                target.mul_(spread(group, member, factor.reshape(group.shape), target))
+                local(target).mul_(part(spread(group, member, factor.reshape(group.shape), target), target))
     if not reached:
         raise SpecError(f"{type(prox).__name__} is defined on none of the model's groups: it would do nothing")
+    if prox.freezes:
+        hooks.withhold(lambda grad: not bool(local(grad).any()))

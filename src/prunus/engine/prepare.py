@@ -1,5 +1,7 @@
 """Everything that is checked before anything is changed."""
 
+from collections.abc import Container
+
 import torch
 from torch import fx, nn
 
@@ -9,6 +11,7 @@ from prunus.core.groups import Group
 from prunus.core.procedure import Procedure
 from prunus.core.recipe import Recipe
 from prunus.core.task import Task
+from prunus.engine.shards import whole
 
 
 def unwrap(model: nn.Module) -> nn.Module:
@@ -22,6 +25,16 @@ def unwrap(model: nn.Module) -> nn.Module:
         if not isinstance(inner, nn.Module):
             return model
         model = inner
+
+
+def averaged(model: nn.Module, names: Container[str]) -> dict[str, nn.Parameter]:
+    """The parameters of a copy of a model, by the names that they have in the model itself."""
+    copy = unwrap(model)
+    while isinstance(inner := getattr(copy, "module", None), nn.Module):
+        if any(n in names for n, _ in copy.named_parameters()):
+            break
+        copy = unwrap(inner)
+    return dict(copy.named_parameters())
 
 
 def prepared(model: nn.Module, recipe: Recipe, task: Task) -> nn.Module:
@@ -108,7 +121,7 @@ def check_weights(model: nn.Module, groups: tuple[Group, ...]) -> None:
     names = dict.fromkeys(m.param for g in groups for m in g.members if not m.buffer)
     parameters = dict(model.named_parameters())
     for name in names:
-        p = parameters[name].detach()
+        p = whole(parameters[name]).detach()
         # One reduction per tensor, in its own type (the fastest): a non-finite entry makes the sum non-finite, and only
         # then is it counted; a sum that merely overflows finds none.
         if p.is_floating_point() and not torch.isfinite(p.sum()):

@@ -1,70 +1,88 @@
 """Prune-and-grow: drop a share of the kept units and regrow as many elsewhere."""
 
+import math
 from collections.abc import Mapping
+from fractions import Fraction
 
 import torch
 from torch import Tensor
 
 from prunus.core.counting import count
+from prunus.core.errors import SpecError
 from prunus.core.events import Event
 from prunus.core.part import Masks
 
 
-def regrow(
-    masks: Masks,
-    worth: Mapping[str, Tensor],
-    promise: Mapping[str, Tensor],
-    event: Event,
-    *,
-    shares: Mapping[str, float] | None = None,
-    floors: Mapping[str, int] | None = None,
-) -> Masks:
-    """New masks with the same count in all, and in every group where no `shares` spread it otherwise.
+def drop(masks: Masks, worth: Mapping[str, Tensor], event: Event, floors: Mapping[str, int] | None = None) -> Masks:
+    """Masks without the `floor(event.regrow * kept)` kept units of least worth.
 
-    The `floor(event.regrow * kept)` kept units of least worth are dropped, of every group or of all together
-    (`event.across`), those that are worth `event.under` or more excepted; then as many of the units that are not kept,
-    the just dropped among them, are taken by promise (RigL, arXiv:1911.11134, and its official code). Ties go to the
-    earlier unit. Groups without worth or promise keep theirs.
-
-    shares: group name -> how much of what was dropped it regrows, in proportion. floors: units that a group is left.
+    Of every group, or of all together (`event.across`); those that are worth `event.under` or more stay. Ties stay in
+    favour of the earlier unit. Groups without worth keep theirs. floors: units that a group is left at least.
     """
-    names = [n for n in masks if n in worth and n in promise]
-    left = survivors(
-        {n: masks[n].reshape(-1) for n in names}, {n: worth[n].reshape(-1) for n in names}, event, floors or {}
-    )
-    dropped = {n: count(masks[n]) - count(left[n]) for n in names}
-    room = {n: left[n].numel() - count(left[n]) for n in names}
-    grown = dropped if shares is None else apportion(sum(dropped.values()), shares, room)
-    new = dict(masks)
-    for name in names:
-        if grown[name] or dropped[name]:
-            hope = promise[name].reshape(-1).double().masked_fill(left[name], -torch.inf)
-            left[name][hope.argsort(descending=True, stable=True)[: grown[name]]] = True
-            new[name] = left[name].reshape(masks[name].shape)
-    return new
-
-
-def survivors(
-    kept: Mapping[str, Tensor], worth: Mapping[str, Tensor], event: Event, floors: Mapping[str, int]
-) -> dict[str, Tensor]:
-    """`[units]` per group: the kept units that a drop leaves."""
-    sets = [list(kept)] if event.across else [[n] for n in kept]
-    left = {n: k.clone() for n, k in kept.items()}
-    for names in sets:
-        sizes = [kept[n].numel() for n in names]
-        value = torch.cat([worth[n].double().masked_fill(~kept[n], torch.inf) for n in names])
-        out = _lowest_first(value)[: int(event.regrow * sum(count(kept[n]) for n in names))]
+    names = [n for n in masks if n in worth]
+    flat = {n: worth[n].reshape(-1).double() for n in names}
+    kept = {n: masks[n].reshape(-1) for n in names}
+    left = dict(masks)
+    for together in [names] if event.across else [[n] for n in names]:
+        if not together:
+            continue
+        value = torch.cat([flat[n].masked_fill(~kept[n], torch.inf) for n in together])
+        out = _lowest_first(value)[: int(event.regrow * sum(count(kept[n]) for n in together))]
         if event.under is not None:
             out = out[value[out] < event.under]
         gone = torch.zeros(len(value), dtype=torch.bool, device=value.device)
         gone[out] = True
-        for name, part in zip(names, gone.split(sizes), strict=True):
-            left[name] &= ~part
-            short = floors.get(name, 0) - count(left[name])
+        for name, part in zip(together, gone.split([len(kept[n]) for n in together]), strict=True):
+            stay = kept[name] & ~part
+            short = (floors or {}).get(name, 0) - count(stay)
             if short > 0:  # the best of those that would go stay
-                best = worth[name].double().masked_fill(~(kept[name] & part), -torch.inf)
-                left[name][best.argsort(descending=True, stable=True)[:short]] = True
+                would = kept[name] & part
+                best = flat[name].masked_fill(~would, -torch.inf).argsort(descending=True, stable=True)
+                stay[best[: min(short, count(would))]] = True
+            left[name] = stay.reshape(masks[name].shape)
     return left
+
+
+def added(
+    masks: Masks,
+    left: Masks,
+    promise: Mapping[str, Tensor],
+    event: Event,
+    shares: Mapping[str, float] | None = None,
+) -> dict[str, int]:
+    """How many units every group regrows: as many in all as were dropped.
+
+    Each group what it dropped; or, where there are `shares`, in proportion to these, as far as it has room; or
+    (`event.jointly`) as many as it has among the most promising pruned units of all groups.
+    """
+    gone = {n: count(masks[n]) - count(left[n]) for n in promise}
+    if event.jointly and any(gone.values()):
+        pool = torch.cat([_open(left[n], promise[n]) for n in promise])
+        best = torch.zeros(len(pool), dtype=torch.bool, device=pool.device)
+        best[pool.argsort(descending=True, stable=True)[: sum(gone.values())]] = True
+        sizes = [left[n].numel() for n in promise]
+        return {n: count(b) for n, b in zip(promise, best.split(sizes), strict=True)}
+    if shares is None:
+        return gone
+    return apportion(sum(gone.values()), shares, {n: left[n].numel() - count(left[n]) for n in promise})
+
+
+def grow(left: Masks, promise: Mapping[str, Tensor], numbers: Mapping[str, int]) -> Masks:
+    """Masks with the most promising of the units that are not kept, the just dropped among them (RigL,
+    arXiv:1911.11134, and its official code); ties go to the earlier unit.
+    """
+    new = dict(left)
+    for name, number in numbers.items():
+        if number:
+            keep = left[name].reshape(-1).clone()
+            keep[_open(left[name], promise[name]).argsort(descending=True, stable=True)[:number]] = True
+            new[name] = keep.reshape(left[name].shape)
+    return new
+
+
+def _open(left: Tensor, promise: Tensor) -> Tensor:
+    """`[units]`: what the units that are not kept promise."""
+    return promise.reshape(-1).double().masked_fill(left.reshape(-1), -torch.inf)
 
 
 def _lowest_first(value: Tensor) -> Tensor:
@@ -75,19 +93,27 @@ def _lowest_first(value: Tensor) -> Tensor:
 def apportion(total: int, shares: Mapping[str, float], room: Mapping[str, int]) -> dict[str, int]:
     """Whole numbers in proportion to `shares`, none above its `room`, that sum to `total` (or to all the room).
 
-    By largest remainders; what does not fit into one group is spread over the others. Groups without a share come last.
+    Groups that would get more than they have room for are filled, and the others share what is left; then by largest
+    remainders, ties to the earlier group. Groups without a share come last, in equal parts.
+    Errors: `SpecError` for a share that is negative or not finite.
     """
+    if bad := [n for n in room if not 0.0 <= shares.get(n, 0.0) < math.inf]:
+        raise SpecError(f"the share of {bad[0]!r} in what is regrown is {shares[bad[0]]}: shares are 0 or more")
     given = dict.fromkeys(room, 0)
     left = min(total, sum(room.values()))
     while left > 0:
-        free = {n: max(0.0, float(shares.get(n, 0.0))) for n in room if given[n] < room[n]}
-        whole = sum(free.values())
-        quota = {n: left * s / whole if whole > 0 else left / len(free) for n, s in free.items()}
-        step = {n: min(int(q), room[n] - given[n]) for n, q in quota.items()}
-        if not any(step.values()):
-            first = sorted(quota, key=lambda n: -quota[n])[:left]
-            step = {n: int(quota[n] > 0 and n in first) for n in quota}
-        for n, more in step.items():
-            given[n] += more
-        left -= sum(step.values())
+        open_ = [n for n in room if given[n] < room[n]]
+        weight = {n: Fraction(shares.get(n, 0.0)) for n in open_}  # exact, so that equal remainders are
+        if not any(weight.values()):
+            weight = dict.fromkeys(open_, Fraction(1))
+        whole = sum(weight.values())
+        quota = {n: left * w / whole for n, w in weight.items()}
+        full = [n for n in open_ if quota[n] >= room[n] - given[n]]
+        more = {n: room[n] - given[n] for n in full} if full else {n: int(q) for n, q in quota.items()}
+        if not full:
+            ranked = sorted(open_, key=lambda n: int(quota[n]) - quota[n])
+            more |= {n: more[n] + 1 for n in ranked[: left - sum(more.values())]}
+        for n, k in more.items():
+            given[n] += k
+        left -= sum(more.values())
     return given

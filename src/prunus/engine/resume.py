@@ -12,6 +12,8 @@ from prunus.core.events import Event
 from prunus.core.part import Gate, Masks
 from prunus.engine.apply_ import pack, unpack
 from prunus.engine.gating import resumed
+from prunus.engine.restep import relaid
+from prunus.engine.shards import resharded, whole
 
 if TYPE_CHECKING:
     from prunus.engine.session import Session
@@ -20,7 +22,7 @@ FORMAT = 3
 KEYS = (
     *("format", "recipe", "budget", "steps", "seed", "groups", "step", "clock", "fired", "holding", "pending", "masks"),
     *("generator", "weights", "rates", "history", "skipped", "collapsed", "seconds"),
-    *("settled", "probes", "initial", "running", "gates", "marking", "explored"),
+    *("settled", "probes", "initial", "running", "gates", "marking", "laid", "explored", "resteps"),
 )
 
 
@@ -56,6 +58,10 @@ def check_state(
         packed = state["masks"].get(name)
         if not _is(packed, torch.uint8, (-(-mask.numel() // 8),)):
             problems.add(f"the mask of {name!r} is missing or has another size")
+    if _are_resteps(state["resteps"], state["step"]):
+        events = relaid(events, own["steps"], state["resteps"])
+    else:
+        problems.add(f"{state['resteps']!r} is no list of what was changed about the number of steps")
     if not _is(state["generator"], torch.uint8, tuple(torch.Generator().get_state().shape)):
         problems.add("the generator's state is not one")
     step, fired = state["step"], state["fired"]
@@ -80,7 +86,9 @@ def check_state(
     for n, theta in state["gates"].get("thetas", {}).items():
         if n not in masks or not isinstance(theta, Tensor) or not _fits(gate, theta, masks[n]):
             problems.add(f"the gates of {n!r} have another shape than its units, or there is no such group")
-    for what, stored in (("explored", state["explored"]), ("choice", state["gates"].get("keep", {}))):
+    choices = {kind: state["gates"].get(kind, {}) for kind in ("keep", "wide")}
+    kept = {"explored": state["explored"], "cuts": state["laid"]}
+    for what, stored in (*kept.items(), ("choice", choices["keep"]), ("choice", choices["wide"])):
         if bad := [n for n, t in stored.items() if n not in masks or not _packs(t, masks[n])]:
             problems.add(f"the masks of its {what} hold {bad[0]!r}, which is no group of this size")
     if state["pending"] is not None and str(state["pending"]) not in state["rates"]:
@@ -116,6 +124,15 @@ def _is(value: Any, dtype: torch.dtype, shape: tuple[int, ...]) -> bool:
     return isinstance(value, Tensor) and value.dtype == dtype and tuple(value.shape) == shape
 
 
+def _are_resteps(value: Any, last: Any) -> bool:
+    """Whether these are pairs of a step and a number of steps, in order."""
+    pairs = isinstance(value, list | tuple) and all(isinstance(v, list | tuple) and len(v) == 2 for v in value)
+    if not pairs or not all(type(n) is int for v in value for n in v) or type(last) is not int:
+        return False
+    at = [int(v[0]) for v in value]
+    return [0, *at, last] == sorted([0, *at, last]) and all(v[1] >= v[0] for v in value)
+
+
 def _packs(value: Any, mask: Tensor) -> bool:
     return _is(value, torch.uint8, (-(-mask.numel() // 8),))
 
@@ -146,7 +163,7 @@ def stored(session: "Session") -> dict[str, Any]:
         "pending": rewinder.pending,
         "masks": {n: pack(m) for n, m in session.masks.items()},
         "generator": session.generator.get_state(),
-        "weights": {str(k): dict(v) for k, v in rewinder.weights.items()},
+        "weights": {str(k): {n: whole(t) for n, t in v.items()} for k, v in rewinder.weights.items()},
         "rates": {str(k): v for k, v in rewinder.rates.items()},
         "history": [dict(h) for h in session.history],
         "skipped": dict(session.skipped),
@@ -156,6 +173,8 @@ def stored(session: "Session") -> dict[str, Any]:
         "initial": session.initial or {},
         "running": {key: dict(store) for key, store in session.running.items()},
         "marking": session.marking,
+        "laid": {n: pack(m) for n, m in session.laid.items()} if session.marking else {},
+        "resteps": [list(r) for r in session.resteps],
         "explored": {n: pack(m) for n, m in session.explored.items()},
         "gates": {} if session.gating is None else session.gating.state(),
     }
@@ -163,19 +182,21 @@ def stored(session: "Session") -> dict[str, Any]:
 
 def restore_(session: "Session", state: Mapping[str, Any]) -> None:
     """Put a checked state into a session."""
-    session.parameters = dict(session.model.named_parameters())
+    session.parameters = resharded(session.model)
     places = {g.name: session.parameters[g.members[0].param].device for g in session.groups}
     session.masks = {g.name: unpack(state["masks"][g.name].to(places[g.name]), g.shape) for g in session.groups}
+    session.resteps = [[int(at), int(steps)] for at, steps in state["resteps"]]
+    session.steps = session.resteps[-1][1] if session.resteps else session.planned
+    session.events = relaid(session.plan, session.planned, session.resteps)
     session.step, session.clock, session.fired = int(state["step"]), int(state["clock"]), int(state["fired"])
     session.holding, session.marking = bool(state["holding"]), bool(state["marking"])
-    session.explored = {
-        g.name: unpack(state["explored"][g.name].to(places[g.name]), g.shape)
-        for g in session.groups
-        if g.name in state["explored"]
-    }
+    shapes = {g.name: g.shape for g in session.groups}
+    session.explored, cuts = (
+        {n: unpack(m.to(places[n]), shapes[n]) for n, m in state[kind].items()} for kind in ("explored", "laid")
+    )
+    session.laid = cuts if session.marking else dict(session.masks) if session.fired else {}
     session.generator.set_state(state["generator"].cpu())
     session.settled = bool(state["settled"])
-    shapes = {g.name: g.shape for g in session.groups}
     session.probes = [{n: unpack(p[n].to(places[n]), shapes[n]) for n in shapes} for p in state["probes"]]
     there = {n: p.device for n, p in session.parameters.items()}
     session.initial = {n: t.to(there[n]) for n, t in state["initial"].items()} or None

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from prunus.core.errors import SpecError
 from prunus.core.events import Event
+from prunus.engine.shards import laid_like
 
 
 def target(event: Event) -> int | None:
@@ -44,22 +45,36 @@ class Rewinder:
         self.weights: dict[int, dict[str, Tensor]] = {}
         self.rates: dict[int, dict[str, Any]] = {}
         self.pending: int | None = None
+        self._known: tuple[Sequence[Event], list[int]] = ((), [])
 
-    def keep_weights(self, step: int, coming: Iterable[Event]) -> None:
+    def returning(self, events: Sequence[Event], fired: int) -> list[Event]:
+        """The events after the first `fired` that go back to a step. Asked at every step, so it is looked up once:
+        a timeline may have thousands of events.
+        """
+        if self._known[0] is not events:
+            self._known = (events, [i for i, e in enumerate(events) if target(e) is not None])
+        return [events[i] for i in self._known[1] if i >= fired]
+
+    def keep_weights(self, step: int, events: Sequence[Event], fired: int) -> None:
         """After `step`: a snapshot if an event to come rewinds to here; what none will need is let go."""
-        wanted = {e.rewind for e in coming if e.rewind is not None}
+        wanted = {e.rewind for e in self.returning(events, fired) if e.rewind is not None}
         self.weights = {k: v for k, v in self.weights.items() if k in wanted}
         if step in wanted and step not in self.weights:
             self.weights[step] = {n: t.detach().clone() for n, t in self.state().items()}
 
     def keep_rates(
-        self, step: int, coming: Iterable[Event], optimizers: Sequence[torch.optim.Optimizer], schedulers: Sequence[Any]
+        self,
+        step: int,
+        events: Sequence[Event],
+        fired: int,
+        optimizers: Sequence[torch.optim.Optimizer],
+        schedulers: Sequence[Any],
     ) -> None:
         """Before step `step + 1`: put back what an event went back to, or remember what one will."""
         if self.pending is not None:
             put_back(self.rates[self.pending], optimizers, schedulers)
             self.pending = None
-        if step not in self.rates and any(target(e) == step for e in coming):
+        if step not in self.rates and any(target(e) == step for e in self.returning(events, fired)):
             self.rates[step] = taken(optimizers, schedulers)
 
     @torch.no_grad()
@@ -75,7 +90,8 @@ class Rewinder:
         """What a session's state holds of this (already checked), on the devices of the model."""
         now = self.state()
         self.weights = {
-            int(k): {n: t.to(now[n].device).clone() for n, t in v.items()} for k, v in stored["weights"].items()
+            int(k): {n: laid_like(t.to(now[n].device), now[n]).clone() for n, t in v.items()}
+            for k, v in stored["weights"].items()
         }
         self.rates = {int(k): copy.deepcopy(v) for k, v in stored["rates"].items()}
         self.pending = None if stored["pending"] is None else int(stored["pending"])

@@ -83,7 +83,8 @@ def gates_of(part: Gate, sources: Sources) -> dict[str, Tensor]:
 
     Errors: `SpecError` where they are defined on none.
     """
-    sources.groups = tuple(g for g in sources.groups if acting(g))
+    fits = getattr(part, "fits", None)
+    sources.groups = tuple(g for g in sources.groups if acting(g) and (fits is None or fits(g.shape)))
     thetas, _ = rate(part, sources, "sum")
     return thetas
 

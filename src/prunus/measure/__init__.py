@@ -16,12 +16,14 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from prunus.measure.connectivity import instability, line_errors, twins
+    from prunus.measure.correlation import WeightCorrelation, weight_correlation
     from prunus.measure.inputs import Example
     from prunus.measure.operations import MacCount, macs
     from prunus.measure.parameters import Count, ParamCount, params
     from prunus.measure.peak import PeakMemory, peak_memory
     from prunus.measure.quality import accuracies, accuracy
     from prunus.measure.scaling import ScalingLaw, fit_scaling_law
+    from prunus.measure.similarity import jaccard, jaccards
     from prunus.measure.storage import StateBytes, disk_bytes, state_bytes
     from prunus.measure.summary import Profile, Ratios, profile, ratios
     from prunus.measure.timing import Comparison, Latency, LatencyRatio, compare, latency
@@ -39,12 +41,15 @@ _HOME = {
     "Ratios": "summary",
     "ScalingLaw": "scaling",
     "StateBytes": "storage",
+    "WeightCorrelation": "correlation",
     "accuracies": "quality",
     "accuracy": "quality",
     "compare": "timing",
     "disk_bytes": "storage",
     "fit_scaling_law": "scaling",
     "instability": "connectivity",
+    "jaccard": "similarity",
+    "jaccards": "similarity",
     "latency": "timing",
     "line_errors": "connectivity",
     "macs": "operations",
@@ -54,6 +59,7 @@ _HOME = {
     "ratios": "summary",
     "state_bytes": "storage",
     "twins": "connectivity",
+    "weight_correlation": "correlation",
 }
 
 __all__ = [
@@ -69,12 +75,15 @@ __all__ = [
     "Ratios",
     "ScalingLaw",
     "StateBytes",
+    "WeightCorrelation",
     "accuracies",
     "accuracy",
     "compare",
     "disk_bytes",
     "fit_scaling_law",
     "instability",
+    "jaccard",
+    "jaccards",
     "latency",
     "line_errors",
     "macs",
@@ -84,6 +93,7 @@ __all__ = [
     "ratios",
     "state_bytes",
     "twins",
+    "weight_correlation",
 ]
 
 

@@ -84,7 +84,7 @@ def ablated(recipe: Recipe | str, without: str) -> Recipe:
         return replace(named, recover=Scratch())
     if without != "shuffle":
         raise SpecError(f"ablated({found.name!r}, {without!r}): 'shuffle', 'reinit' or 'invert'")
-    if any(e.regrow for e in events):
+    if any(e.regrow or e.grow for e in events):
         raise SpecError(f"the masks of {found.name!r} move throughout training, so there are none to shuffle")
     if len(events) > 1 and all(e.step == 0 for e in events):
         return replace(named, allocate=Shuffled(found.allocate, when="last"), schedule=Returning(found.schedule))

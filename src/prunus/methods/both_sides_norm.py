@@ -22,8 +22,8 @@ card = Card(
     use_when="you prune channels without data and want to spare those that the next layer leans on",
     avoid_when="layers differ in weight scale by design: one ranking spans them all",
     deviations=(
-        "The filter selection of the paper alone; the group sparsity that it trains with first is a penalty to "
-        "add. Slices count with the norm of their filter, where the paper's threshold is on each."
+        "The filter selection of the paper alone; `multi_layer_pruning` trains with group sparsity first. "
+        "Slices count with the norm of their filter, where the paper's threshold is on each."
     ),
     rows=(144,),
 )

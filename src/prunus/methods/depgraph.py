@@ -22,8 +22,8 @@ card = Card(
     use_when="you prune channels, heads and widths of any network together, without data",
     avoid_when="you can afford gradients: a norm does not know what the loss needs",
     deviations=(
-        "The scores alone: the sparse training that pushes whole groups towards zero first is a penalty that is not "
-        "there yet. Which weights go together is Prunus's own finding."
+        "The scores alone: the sparse training that pushes whole groups towards zero first is in `depgraph_sparse`. "
+        "Which weights go together is Prunus's own finding."
     ),
     rows=(107,),
 )

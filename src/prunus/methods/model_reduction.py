@@ -23,8 +23,8 @@ card = Card(
     avoid_when="a weight far from a Gaussian posterior matters, or there are thousands of outputs",
     deviations=(
         "The paper trains a variational posterior and prunes, again and again while training, what the evidence "
-        "prefers pruned; here a Laplace approximation stands for the posterior, and the lowest scores go until the "
-        "budget is met."
+        "prefers pruned; here a Laplace approximation stands for the posterior (variational_model_reduction trains "
+        "one), and the lowest scores go until the budget is met."
     ),
     rows=(180,),
 )

@@ -25,7 +25,7 @@ card = Card(
     deviations=(
         "Keeps at least one channel per layer (the official code can delete a layer whole), and the channel on the "
         "threshold, which the official code removes. Coupled channels are worth the sum of their scales. The first "
-        "half of the steps trains with the penalty, the second fine-tunes. The penalty stays on after pruning."
+        "half of the steps trains with the penalty, the second fine-tunes without it."
     ),
     rows=(37,),
 )

@@ -23,9 +23,9 @@ card = Card(
     avoid_when="there are thousands of outputs: take PosteriorDamage(probes=...)",
     deviations=(
         "The score alone. SpaM trains the network with priors that the marginal likelihood adapts, down to one for "
-        "each weight; here the network is as it was trained, and one precision per layer is fitted to it afterwards. "
-        "The number of training examples is that of the calibration samples unless PosteriorDamage(examples=...) says "
-        "it."
+        "each weight; here the network is as it was trained, and one precision per layer is fitted to it "
+        "afterwards; spam is the whole. The number of training examples is that of the calibration samples unless "
+        "PosteriorDamage(examples=...) says it."
     ),
     rows=(154,),
 )

@@ -25,7 +25,8 @@ card = Card(
     avoid_when="you already have a trained model",
     deviations=(
         "Densities sum exactly to the target; the official code adds noise of 1e-5 to break ties, here the "
-        "earlier weight wins."
+        "earlier weight wins. In reinforcement learning (the study of Graesser et al. 2022, arXiv:2206.10369) every "
+        "network has a session of its own."
     ),
-    rows=(27,),
+    rows=(27, 34),
 )

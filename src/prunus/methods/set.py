@@ -14,7 +14,7 @@ set = Recipe(  # noqa: A001 - the recipe has the name of its file
     granularity=Element(),
     criterion=SignSplitMagnitude(),
     allocate=ERK(kernel=False),
-    schedule=PruneAndGrow(every=100, until=1.0, drop=0.3, decay="none"),
+    schedule=PruneAndGrow(every=100, until=1.0, drop=0.3, decay="none", fresh=True),
     start=Random(),
     grow=RandomGrowth(),
 )
@@ -25,7 +25,9 @@ card = Card(
     avoid_when="a dense gradient now and then is affordable: RigL is usually better",
     deviations=(
         "The paper evolves once per epoch; here every 100 steps, with a cut of the two signs together that is "
-        "exact in sum. Regrown weights start at zero, as in later implementations."
+        "exact in sum. Regrown weights start at zero, as in later implementations. Dynamic sparse training of "
+        "reinforcement learning (DS-TD3) is this on actor and critic, one session each, with `session.mask_` for their "
+        "targets; it also restarts the optimizer's memory of regrown weights, as is done here anyway."
     ),
-    rows=(22,),
+    rows=(22, 33),
 )

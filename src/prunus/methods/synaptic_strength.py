@@ -5,6 +5,7 @@ from prunus.core.recipe import Recipe
 from prunus.parts.allocation import GlobalRanking
 from prunus.parts.criteria import SynapticStrength
 from prunus.parts.granularity import Tile
+from prunus.parts.penalty import StrengthL1
 from prunus.parts.schedule import OneShot
 
 synaptic_strength = Recipe(
@@ -13,7 +14,8 @@ synaptic_strength = Recipe(
     granularity=Tile((1, 1, 0, 0), skip_last=True),
     criterion=SynapticStrength(),
     allocate=GlobalRanking(),
-    schedule=OneShot(),
+    schedule=OneShot(at=0.5),
+    penalty=StrengthL1(),
     on="pretrained",
 )
 
@@ -22,7 +24,7 @@ card = Card(
     use_when="convolutions are fed by batch normalizations, and single connections between channels may go",
     avoid_when="there is no batch normalization before the layers, or you need a smaller dense network",
     deviations=(
-        "The paper first trains with an L1 penalty on the strengths, which is not part of this recipe. Layers that "
+        "The first half of the steps trains with the L1 penalty on the strengths, the second without it. Layers that "
         "no normalization feeds (the first one) stay dense, and so does the classifier; after a residual sum the "
         "normalization declared last counts."
     ),

@@ -15,7 +15,14 @@ from prunus.parts.criteria.attribution import (
     ShapleyValue,
     StationaryHead,
 )
-from prunus.parts.criteria.both_sides import BothSides, CoresetSampling, FeatureShift, GroupNorm, KernelSparsityEntropy
+from prunus.parts.criteria.both_sides import (
+    BothSides,
+    CoresetSampling,
+    FeatureShift,
+    GroupNorm,
+    KernelSparsityEntropy,
+    OutInEnergy,
+)
 from prunus.parts.criteria.connection import SquaredMagnitude, SynapticStrength
 from prunus.parts.criteria.damage import ForwardSelection, LossRise
 from prunus.parts.criteria.data_free import (
@@ -29,7 +36,13 @@ from prunus.parts.criteria.data_free import (
 )
 from prunus.parts.criteria.depth import BlockInfluence, SegmentedFlow
 from prunus.parts.criteria.discrimination import DiscriminativeSelection
-from prunus.parts.criteria.drop import MagnitudeAndGradient, ReciprocalSensitivity, Sensitivity
+from prunus.parts.criteria.drop import (
+    ConstrainedWeight,
+    MagnitudeAndGradient,
+    ReciprocalSensitivity,
+    Sensitivity,
+    SquaredGradientPerMac,
+)
 from prunus.parts.criteria.feedback import (
     ClassHeat,
     GateSensitivity,
@@ -48,7 +61,8 @@ from prunus.parts.criteria.foresight import (
     UnitSensitivity,
 )
 from prunus.parts.criteria.gradient import ConnectionSensitivity, GradientSignal, TaylorGate, TaylorWeight
-from prunus.parts.criteria.learned import LearnedGate
+from prunus.parts.criteria.learned import AboveThreshold, Hysteresis, LearnedGate
+from prunus.parts.criteria.posterior import LearnedPosteriorDamage, ReducedEvidence, SignalToNoise
 from prunus.parts.criteria.probes import ProbeGain
 from prunus.parts.criteria.reconstruction import BinaryFilterSearch, GreedyReconstruction, LassoPath, SummedActivation
 from prunus.parts.criteria.running import ConfidenceBound, MomentumTaylor, MomentumTaylorGate, MovementScore
@@ -67,10 +81,12 @@ from prunus.parts.criteria.second_order import (
     WeightFisher,
 )
 from prunus.parts.criteria.sensitivity import EmpiricalSensitivity, ReaderSensitivity
+from prunus.parts.criteria.subspace import LeverageScore
 from prunus.parts.criteria.surgeon import InputWeighted, ObsSaliency, RelativeImportance
 from prunus.parts.criteria.trajectory import WeightTrajectory
 
 __all__ = [
+    "AboveThreshold",
     "AbsoluteAttribution",
     "ActivationDeviation",
     "BiasedLoss",
@@ -81,6 +97,7 @@ __all__ = [
     "ClassHeat",
     "ConfidenceBound",
     "ConnectionSensitivity",
+    "ConstrainedWeight",
     "CoresetSampling",
     "DataPathSaliency",
     "DiagonalFisher",
@@ -98,6 +115,7 @@ __all__ = [
     "GreedyReconstruction",
     "GroupFisher",
     "GroupNorm",
+    "Hysteresis",
     "InputWeighted",
     "KernelSaliency",
     "KernelSparsityEntropy",
@@ -105,6 +123,8 @@ __all__ = [
     "L2Norm",
     "LassoPath",
     "LearnedGate",
+    "LearnedPosteriorDamage",
+    "LeverageScore",
     "LiveShare",
     "LossChange",
     "LossRise",
@@ -122,6 +142,7 @@ __all__ = [
     "NormScale",
     "ObsFisher",
     "ObsSaliency",
+    "OutInEnergy",
     "OutputDistortion",
     "PathSaliency",
     "PosteriorDamage",
@@ -129,6 +150,7 @@ __all__ = [
     "Random",
     "ReaderSensitivity",
     "ReciprocalSensitivity",
+    "ReducedEvidence",
     "RelativeImportance",
     "RevivingSensitivity",
     "ScaleSensitivity",
@@ -138,6 +160,8 @@ __all__ = [
     "Sensitivity",
     "ShapleyValue",
     "SignSplitMagnitude",
+    "SignalToNoise",
+    "SquaredGradientPerMac",
     "SquaredMagnitude",
     "StationaryHead",
     "SummedActivation",

@@ -35,6 +35,19 @@ class BothSides(Criterion):
 
 
 @dataclass(frozen=True)
+class OutInEnergy(Criterion):
+    """||w_out||^2 + ||w_in||^2: the energy of out-channel i of a layer together with in-channel i of the next (OICSR:
+    Li et al. 2019, arXiv:1905.11664).
+
+    Shapes: `[units, k], [units, j] -> [units]`. Units: squared weights; compared across layers by the paper. Undefined
+    where nothing reads a unit, and for single weights. Cost: one pass over the weights.
+    """
+
+    def __call__(self, w: Weight, out: OutgoingWeight) -> Float[Tensor, "units"]:
+        return w.square().sum(-1) + out.square().sum(-1)
+
+
+@dataclass(frozen=True)
 class GroupNorm(Criterion):
     """sum of w^2 over everything that goes with a unit, wherever it lies (DepGraph: Fang et al. 2023, arXiv:2301.12900,
     section 3.3).

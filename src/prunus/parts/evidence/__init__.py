@@ -1,6 +1,7 @@
 """Evidence types. Annotate a criterion's parameters with them; the engine collects exactly what is asked for."""
 
 from prunus.parts.evidence.activations import Activation, ActivationGrad, FeatureMap, GateGrad
+from prunus.parts.evidence.alive import AliveCost
 from prunus.parts.evidence.attribution import Attribution
 from prunus.parts.evidence.contributions import ConstantContributions, Contributions, FeatureGram
 from prunus.parts.evidence.cost import UnitMacs, UnitMemory, UnitParams
@@ -8,7 +9,8 @@ from prunus.parts.evidence.coupling import CoupledWeight, OutgoingKernels, Outgo
 from prunus.parts.evidence.curvature import InputNorm, InverseCurvature, ReaderWeight
 from prunus.parts.evidence.damage import ForwardOrder, LeaveOneOut
 from prunus.parts.evidence.discrimination import AdditionOrder
-from prunus.parts.evidence.feeding import FeedingScale
+from prunus.parts.evidence.dynamic import Gaussian, SmoothedGrad
+from prunus.parts.evidence.feeding import FedScale, FeedingScale
 from prunus.parts.evidence.fisher import (
     FisherDiagonal,
     InverseFisher,
@@ -28,31 +30,40 @@ from prunus.parts.evidence.hidden import HiddenStates
 from prunus.parts.evidence.initial import InitialWeight
 from prunus.parts.evidence.kronecker import FilterCurvature
 from prunus.parts.evidence.noise import Noise
+from prunus.parts.evidence.priors import PriorPrecision
 from prunus.parts.evidence.probes import ProbeAccuracy
 from prunus.parts.evidence.propagated import PropagatedImportance
 from prunus.parts.evidence.relative import RelativeChannel, RelativeWeight
 from prunus.parts.evidence.running import Movement, RunningTaylor, RunningTaylorGate, SensitivityBound
 from prunus.parts.evidence.shapley import Shapley
+from prunus.parts.evidence.shrunk import Shrunk
 from prunus.parts.evidence.tailored import LearnedScale
 from prunus.parts.evidence.training import (
+    Active,
     Age,
     Anchor,
     Before,
     Kept,
     LearningRate,
+    Left,
+    MakerBefore,
     Momentum,
     Progress,
+    Round,
     Steps,
     Wanted,
 )
-from prunus.parts.evidence.weights import Affine, Scale, Weight
+from prunus.parts.evidence.weights import Affine, Maker, Scale, Weight
+from prunus.parts.evidence.widths import KeptByScale
 
 __all__ = [
     "Activation",
     "ActivationGrad",
+    "Active",
     "AdditionOrder",
     "Affine",
     "Age",
+    "AliveCost",
     "Anchor",
     "Attribution",
     "BatchGrad",
@@ -65,12 +76,14 @@ __all__ = [
     "DataPathFlow",
     "FeatureGram",
     "FeatureMap",
+    "FedScale",
     "FeedingScale",
     "FilterCurvature",
     "FisherDiagonal",
     "ForwardOrder",
     "GateGrad",
     "GateValue",
+    "Gaussian",
     "Grad",
     "HessianDiagonal",
     "HessianGrad",
@@ -82,10 +95,14 @@ __all__ = [
     "InverseFisher",
     "InverseFisherBlock",
     "Kept",
+    "KeptByScale",
     "KernelGrad",
     "LearnedScale",
     "LearningRate",
     "LeaveOneOut",
+    "Left",
+    "Maker",
+    "MakerBefore",
     "MetaGrad",
     "Momentum",
     "Movement",
@@ -96,6 +113,7 @@ __all__ = [
     "OutputFisher",
     "PairCurvature",
     "PathFlow",
+    "PriorPrecision",
     "ProbeAccuracy",
     "Progress",
     "PropagatedImportance",
@@ -103,6 +121,7 @@ __all__ = [
     "ReaderWeight",
     "RelativeChannel",
     "RelativeWeight",
+    "Round",
     "RunningTaylor",
     "RunningTaylorGate",
     "SampleCount",
@@ -110,6 +129,8 @@ __all__ = [
     "SensitivityBound",
     "Shapley",
     "Shift",
+    "Shrunk",
+    "SmoothedGrad",
     "Steps",
     "SynapticFlow",
     "UnitMacs",

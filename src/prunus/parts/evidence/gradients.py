@@ -31,6 +31,7 @@ class GradEvidence(Evidence):
 
     reads: ClassVar[Literal["labels"]] = "labels"
     passes = "one forward and backward per batch"
+    in_training = True
 
     def collect(self, sources: Sources) -> Iterator[GroupTensors]:
         if sources.gradients is not None:

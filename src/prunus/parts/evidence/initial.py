@@ -1,6 +1,6 @@
 """Where training began: the weights before the first step."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Annotated, ClassVar
 
 from jaxtyping import Float
@@ -19,8 +19,10 @@ class InitialWeightEvidence(Evidence):
     initial: ClassVar[bool] = True
 
     def collect(self, sources: Sources) -> Iterator[GroupTensors]:
-        now = {name: p.detach() for name, p in sources.parameters.items()}
-        yield self.by_group(sources, now if sources.initial is None else now | dict(sources.initial))
+        yield self.by_group(sources, {name: p.detach() for name, p in sources.parameters.items()})
+
+    def by_group(self, sources: Sources, tensors: Mapping[str, Tensor]) -> GroupTensors:
+        return super().by_group(sources, {**tensors, **(sources.initial or {})})
 
 
 InitialWeight = Annotated[Float[Tensor, "*units k"], InitialWeightEvidence()]

@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from prunus.core.counting import full
 from prunus.core.evidence import Evidence, GroupTensors, RunningEvidence, Sources
 
 
@@ -35,6 +36,23 @@ class WantedEvidence(KeptEvidence):
         return {} if sources.choose is None else {n: m.unsqueeze(-1) for n, m in sources.choose(None).items()}
 
 
+class ActiveEvidence(KeptEvidence):
+    """What the next event would keep now, were a unit worth its |g w|, with the gradients of the step at hand.
+
+    Undefined outside of training. Cost: one product per weight, and a selection, each time it is asked.
+    """
+
+    reads = "labels"
+
+    def by_group(self, sources: Sources, tensors: Mapping[str, Tensor]) -> GroupTensors:
+        if sources.choose is None or sources.gradients is None:
+            return {}
+        worth = {n: (g * sources.parameters[n].detach()).abs() for n, g in sources.gradients.items()}
+        scores = {n: v.sum(-1) for n, v in Evidence.by_group(self, sources, worth).items()}
+        found = sources.choose(scores)
+        return {n: found[n].unsqueeze(-1) for n in scores}
+
+
 class ClockEvidence(Evidence):
     """A number about the run, the same for all groups. Cost: none."""
 
@@ -45,7 +63,7 @@ class ClockEvidence(Evidence):
         yield self.by_group(sources, sources.parameters)
 
     def by_group(self, sources: Sources, tensors: Mapping[str, Tensor]) -> GroupTensors:
-        value = torch.tensor(float(self.read(sources)))
+        value = torch.tensor(float(self.read(sources)), dtype=torch.float64)
         return {g.name: value for g in sources.groups}
 
 
@@ -83,14 +101,23 @@ class BeforeEvidence(RunningEvidence):
         yield self.by_group(sources, sources.running.get(self.key, {}))
 
 
+class MakerBeforeEvidence(BeforeEvidence):
+    """The same of everything that makes a unit: its weights, normalization, and bias."""
+
+    roles = ("out", "scale", "shift", "bias")
+    key: ClassVar[str] = "before_all"
+
+
 class AnchorEvidence(RunningEvidence):
     """Z - U of the alternating direction method of multipliers: what a quadratic penalty draws the weights to (Boyd et
     al. 2011; Zhang et al. 2018, arXiv:1804.03294, eqs. 5 to 8).
 
     Every `every` steps Z becomes the projection of W + U onto the sparsity that the recipe's allocation gives at the
     density of the next event (of every unit all or nothing is kept, those of the largest Euclidean norm), and U grows
-    by W - Z. Before the first training step Z is the projection of W, and U is zero. The asking part's field: `every`.
-    Cost: two copies of the weights, and a selection every `every` steps.
+    by W - Z. At first Z is the projection of W, and U is zero; the same again at the beginning of each of `rounds`
+    equal spans of the steps until the next event, where the penalty's strength changes and the scaled U with it (so the
+    official code does it). Weights of which nothing would go are their own anchor. The asking part's fields: `every`,
+    `rounds`. Cost: two copies of the weights, and a selection every `every` steps.
     """
 
     reads = "nothing"
@@ -106,26 +133,37 @@ class AnchorEvidence(RunningEvidence):
         """Nothing that gradients say: see `renew`."""
 
     def renew(self, store: dict[str, Tensor], sources: Sources) -> None:
-        names = {m.param for g in sources.groups for m in g.with_role(*self.roles)}
-        if (store and sources.step % int(sources.settings.get("every", 100))) or sources.choose is None:
+        anew = not store or round_of(sources) != round_of(sources, sources.age - 1)
+        if sources.choose is None or not (anew or sources.step % int(sources.settings.get("every", 100)) == 0):
             return
-        dual = {n: store.get(f"{n}|dual", torch.zeros_like(sources.parameters[n])) for n in names}
-        point = {n: sources.parameters[n].detach() + dual[n] for n in names}
-        views = self.by_group(sources, point)
-        keep = sources.choose({n: v.square().sum(-1) for n, v in views.items()})
+        names = {m.param for g in sources.groups for m in g.with_role(*self.roles)}
+        point = {n: sources.parameters[n].detach() for n in names}
+        if not anew:
+            point = {n: p + store[f"{n}|dual"] if f"{n}|dual" in store else p for n, p in point.items()}
+        keep = sources.choose({n: v.square().sum(-1) for n, v in super().by_group(sources, point).items()})
+        store.clear()
+        masks: dict[str, Tensor] = {}
         for group in sources.groups:
-            for m in group.with_role(*self.roles):
-                z = point[m.param] * group.spread(m, keep[group.name], point[m.param].shape)
-                first = f"{m.param}|dual" not in store
-                store[f"{m.param}|dual"] = dual[m.param] if first else point[m.param] - z
-                store[m.param] = z - store[f"{m.param}|dual"]
+            for m in group.with_role(*self.roles) if not full(keep[group.name]) else ():
+                one = group.spread(m, keep[group.name], point[m.param].shape)
+                masks[m.param] = masks[m.param] & one if m.param in masks else one
+        for name, mask in masks.items():
+            z = point[name] * mask
+            store[f"{name}|dual"] = torch.zeros_like(z) if anew else point[name] - z
+            store[name] = z - store[f"{name}|dual"]
 
     def collect(self, sources: Sources) -> Iterator[GroupTensors]:
         yield self.by_group(sources, sources.parameters)
 
     def by_group(self, sources: Sources, tensors: Mapping[str, Tensor]) -> GroupTensors:
-        store = sources.running.get(self.key, tensors)
-        return super().by_group(sources, {n: t for n, t in store.items() if "|" not in n})
+        store = sources.running.get(self.key, {})
+        return super().by_group(sources, {n: store.get(n, t.detach()) for n, t in tensors.items()})
+
+
+def round_of(sources: Sources, age: int | None = None) -> int:
+    """Which of the equal spans between two events a step falls into, counted from 0; the step at hand, or another."""
+    age, rounds = sources.age if age is None else age, int(sources.settings.get("rounds", 1))
+    return max(0, age) * rounds // max(1, sources.age + sources.left)
 
 
 Kept = Annotated[Bool[Tensor, "*units 1"], KeptEvidence()]
@@ -134,11 +172,20 @@ Kept = Annotated[Bool[Tensor, "*units 1"], KeptEvidence()]
 Wanted = Annotated[Bool[Tensor, "*units 1"], WantedEvidence()]
 """`[*units, 1]`: whether the next event would keep the unit if it came now."""
 
+Active = Annotated[Bool[Tensor, "*units 1"], ActiveEvidence()]
+"""`[*units, 1]`: whether the next event would keep the unit now, were it worth |g w|, g the gradient of the step."""
+
 Progress = Annotated[Float[Tensor, ""], ClockEvidence(lambda s: s.progress)]
 """How far the steps since the last event have come towards the next, in [0, 1]."""
 
 Age = Annotated[Float[Tensor, ""], ClockEvidence(lambda s: s.age)]
 """Optimizer steps since the last event."""
+
+Left = Annotated[Float[Tensor, ""], ClockEvidence(lambda s: s.left)]
+"""Optimizer steps, the one at hand included, until the next event that does more than mark."""
+
+Round = Annotated[Float[Tensor, ""], ClockEvidence(lambda s: round_of(s))]
+"""Which of `rounds` (the asking part's field) equal spans between two events a step falls into, from 0."""
 
 Steps = Annotated[Float[Tensor, ""], ClockEvidence(lambda s: s.step)]
 """Optimizer steps since the beginning."""
@@ -151,6 +198,9 @@ Momentum = Annotated[Float[Tensor, "*units k"], MomentumEvidence()]
 
 Before = Annotated[Float[Tensor, "*units k"], BeforeEvidence()]
 """`[*units, k]`: the weights that produce each unit, before the optimizer step at hand."""
+
+MakerBefore = Annotated[Float[Tensor, "*units k"], MakerBeforeEvidence()]
+"""`[*units, k]`: the same of all that makes each unit, its normalization and bias included: see `Maker`."""
 
 Anchor = Annotated[Float[Tensor, "*units k"], AnchorEvidence()]
 """`[*units, k]`: Z - U of the alternating direction method of multipliers."""

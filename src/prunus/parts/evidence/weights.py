@@ -29,6 +29,14 @@ class AffineEvidence(ParameterEvidence):
     roles: tuple[Role, ...] = ("scale", "shift")  # type: ignore[misc]
 
 
+class MakerEvidence(ParameterEvidence):
+    """Everything that makes a unit: the weights that produce it, its normalization's scale and shift, its bias. A unit
+    of which all of that is zero is silent ("zero-invariant": Chen et al. 2021, arXiv:2107.07467).
+    """
+
+    roles: tuple[Role, ...] = ("out", "scale", "shift", "bias")  # type: ignore[misc]
+
+
 Weight = Annotated[Float[Tensor, "*units k"], ParameterEvidence()]
 """`[*units, k]`: the weights that produce each unit (a filter's entries; k = 1 for a single weight)."""
 
@@ -37,3 +45,6 @@ Scale = Annotated[Float[Tensor, "*units k"], ScaleEvidence()]
 
 Affine = Annotated[Float[Tensor, "*units k"], AffineEvidence()]
 """`[*units, k]`: the normalization scales and shifts (gamma, beta) of each unit."""
+
+Maker = Annotated[Float[Tensor, "*units made"], MakerEvidence()]
+"""`[*units, made]`: all that makes each unit: its weights, its normalization's scale and shift, its bias."""

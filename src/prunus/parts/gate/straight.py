@@ -38,7 +38,8 @@ class Straight(Gate):
     arXiv:2006.07253, without decay; SR-STE: Zhou et al. 2021, ICLR, arXiv:2102.04010, eq. 10).
 
     What is kept is what the last event chose; with `Reselected` it is chosen anew at every step. Shapes: w of any, keep
-    of w's. Cost: one product per use of a weight, and the masks in the weights' type.
+    of w's. Cost: one product per use of a weight, and the masks in the weights' type. As in the
+    official code a loss scaler divides the decay, which lies beside the gradient, by its scale.
     """
 
     decay: float = 0.0

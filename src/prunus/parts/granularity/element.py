@@ -2,6 +2,7 @@
 
 import fnmatch
 from dataclasses import dataclass
+from math import prod
 from typing import ClassVar, Literal
 
 from torch import nn
@@ -35,7 +36,7 @@ class Element(Granularity):
     def __call__(self, model: nn.Module, example: object = None) -> tuple[Group, ...]:
         found: list[Group] = []
         for name, p in matrices(model, self.exclude, skip_last=self.skip_last):
-            columns = p.shape[2] if is_stack(name, p) else p[0].numel()
+            columns = p.shape[2] if is_stack(name, p) else prod(p.shape[1:])
             shape = (p.numel() // columns, columns)
             found.append(Group(name, shape, (Member(name),), weight=tuple(p.shape), kind="weight"))
         return tuple(found)

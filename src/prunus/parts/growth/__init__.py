@@ -7,8 +7,10 @@ from torch import Tensor
 
 from prunus.core.part import Growth
 from prunus.parts.evidence import Grad, Noise
+from prunus.parts.growth.informed import GainPerMac, MomentumMagnitude
+from prunus.parts.growth.subspace import SpanResidual
 
-__all__ = ["GradientMagnitude", "RandomGrowth"]
+__all__ = ["GainPerMac", "GradientMagnitude", "MomentumMagnitude", "RandomGrowth", "SpanResidual"]
 
 
 @dataclass(frozen=True)

@@ -1,31 +1,47 @@
 """Penalties: a term added to the loss in training that drives units towards zero."""
 
-from dataclasses import dataclass
-
-from jaxtyping import Float
-from torch import Tensor
-
-from prunus.core.errors import SpecError
-from prunus.core.part import Penalty
-from prunus.parts.evidence import Scale
+from prunus.parts.penalty.makers import SilentLasso
+from prunus.parts.penalty.norms import (
+    CoupledLasso,
+    ExponentialBias,
+    GroupLasso,
+    GuidedLasso,
+    HyperbolicBias,
+    SidesLasso,
+)
+from prunus.parts.penalty.phases import TockL1
+from prunus.parts.penalty.prior import GaussianPrior, PriorDecay
+from prunus.parts.penalty.scales import ResourceL1, ScaleL1, StrengthL1
+from prunus.parts.penalty.separating import (
+    AutoBalanced,
+    RelativeL2,
+    SeparatingL2,
+    ShrunkAnchor,
+    TrainabilityPreserving,
+)
 from prunus.parts.penalty.targeted import Anchored, GrowingL2
+from prunus.parts.penalty.walk import RandomWalk
 
-__all__ = ["Anchored", "GrowingL2", "ScaleL1"]
-
-
-@dataclass(frozen=True)
-class ScaleL1(Penalty):
-    """strength * sum |gamma|: sparse normalization scales (Network Slimming: Liu et al. 2017, arXiv:1708.06519, eq. 1).
-
-    `strength` is 1e-4 for VGG and 1e-5 for ResNet and DenseNet in the paper. Its (sub)gradient, strength *
-    sign(gamma), is added to the loss's before every optimizer step. Undefined on groups without a normalization.
-    """
-
-    strength: float = 1e-4
-
-    def __post_init__(self) -> None:
-        if not self.strength >= 0:
-            raise SpecError(f"ScaleL1(strength={self.strength}) must not be negative")
-
-    def __call__(self, gamma: Scale) -> Float[Tensor, ""]:
-        return self.strength * gamma.abs().sum()
+__all__ = [
+    "Anchored",
+    "AutoBalanced",
+    "CoupledLasso",
+    "ExponentialBias",
+    "GaussianPrior",
+    "GroupLasso",
+    "GrowingL2",
+    "GuidedLasso",
+    "HyperbolicBias",
+    "PriorDecay",
+    "RandomWalk",
+    "RelativeL2",
+    "ResourceL1",
+    "ScaleL1",
+    "SeparatingL2",
+    "ShrunkAnchor",
+    "SidesLasso",
+    "SilentLasso",
+    "StrengthL1",
+    "TockL1",
+    "TrainabilityPreserving",
+]

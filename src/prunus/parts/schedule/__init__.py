@@ -2,26 +2,47 @@
 
 import math
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Literal
 
 from prunus.core.errors import SpecError
 from prunus.core.events import Event
 from prunus.core.part import Schedule
-from prunus.parts.schedule.marking import MarkThenCut
+from prunus.parts.schedule.anew import Explored, Readjusted, Surgery
+from prunus.parts.schedule.growing import (
+    Alternating,
+    GradualPruneAndGrow,
+    GrowThenPrune,
+    Rewiring,
+    SoftBound,
+)
+from prunus.parts.schedule.marking import MarkGradually, MarkThenCut
+from prunus.parts.schedule.rising import TwoSlopes
 from prunus.parts.schedule.tickets import EarlyBird, Relearned
 
 __all__ = [
+    "Alternating",
     "EarlyBird",
+    "Escaping",
+    "Explored",
     "Gradual",
+    "GradualPruneAndGrow",
+    "GrowThenPrune",
     "Iterative",
+    "MarkGradually",
     "MarkThenCut",
     "Marked",
     "OneShot",
     "PruneAndGrow",
+    "Readjusted",
     "Relearned",
     "Repeated",
     "Returning",
+    "Rewiring",
     "Rounds",
+    "SoftBound",
+    "Surgery",
+    "TwoSlopes",
 ]
 
 
@@ -111,9 +132,10 @@ class PruneAndGrow(Schedule):
     group's kept units is dropped and as many are regrown (RigL: Evci et al. 2020, arXiv:1911.11134, section 3; SET
     with `decay="none"`).
 
-    `skip_step=True` leaves out the optimizer step at an update, as the official RigL code does. `every` shrinks to a
-    quarter of a short run. Nothing is regrown after the last step: it would stay zero (SET's algorithm 1 does not
-    either).
+    `across`: units of all groups compete for staying; `jointly`: for being regrown; `fresh`: what is dropped and
+    regrown at once starts at zero. `skip_step=True` leaves out the optimizer step at an update, as the official RigL
+    code does. `every` shrinks to a quarter of a short run. Nothing is regrown after the last step: it would stay zero
+    (SET's algorithm 1 does not either).
     """
 
     every: int = 100
@@ -121,6 +143,9 @@ class PruneAndGrow(Schedule):
     drop: float = 0.3
     decay: Literal["cosine", "none"] = "cosine"
     skip_step: bool = False
+    across: bool = False
+    jointly: bool = False
+    fresh: bool = False
 
     def __post_init__(self) -> None:
         _fraction("PruneAndGrow", "until", self.until)
@@ -131,10 +156,11 @@ class PruneAndGrow(Schedule):
         end = round(self.until * steps)
         every = min(self.every, max(1, steps // 4))
         events = [Event(0, density)]
+        how = Event(0, density, skip=self.skip_step, across=self.across, jointly=self.jointly, fresh=self.fresh)
         for t in range(every, min(end, steps - 1) + 1, every):
             share = self.drop / 2 * (1 + math.cos(math.pi * t / end)) if self.decay == "cosine" else self.drop
             if share > 0:
-                events.append(Event(t, density, regrow=share, skip=self.skip_step))
+                events.append(how._replace(step=t, regrow=share))
         return tuple(events)
 
 
@@ -227,10 +253,43 @@ class Returning(Schedule):
 class Marked(Schedule):
     """The schedule inside, of which all events but the last only mark: gates compute with the masks, and the weights
     behind them go on as they are. Every event chooses among all units anew.
+
+    `until`: the last event only marks as well, and so do further ones at the same distance and density, until what is
+    marked by then is removed after this fraction of the steps. None removes it with the last event of the schedule
+    inside.
     """
 
     of: Schedule = Gradual()
+    until: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.until is not None:
+            _fraction("Marked", "until", self.until)
 
     def __call__(self, density: float, steps: int) -> tuple[Event, ...]:
         *early, last = self.of(density, steps)
-        return (*(e._replace(mark=True, revive=True) for e in early), last._replace(revive=True))
+        end = max(last.step, round((self.until or 0.0) * steps))
+        times = [*(e.step for e in early), last.step]
+        distance = max([b - a for a, b in pairwise(times)], default=end - last.step)
+        early += [last._replace(step=t) for t in range(last.step, end, max(1, distance))]
+        return (*(e._replace(mark=True, revive=True) for e in early), last._replace(step=end, revive=True))
+
+
+@dataclass(frozen=True)
+class Escaping(Schedule):
+    """The schedule inside, with the fraction `drop` of every group's kept units dropped and regrown right after its
+    first event, to leave the basin that training has come to (EDST ensembles: Liu et al. 2022, arXiv:2106.14568,
+    section 3.3).
+    """
+
+    of: Schedule = PruneAndGrow(every=1000, until=1.0, drop=0.5, decay="none")
+    drop: float = 0.8
+
+    def __post_init__(self) -> None:
+        if not 0.0 < self.drop < 1.0:
+            raise SpecError(f"Escaping(drop={self.drop}): 0 < drop < 1")
+
+    def __call__(self, density: float, steps: int) -> tuple[Event, ...]:
+        first, *rest = self.of(density, steps)
+        jump = [first._replace(regrow=self.drop)] if first.step < steps else []
+        return (first, *jump, *rest)

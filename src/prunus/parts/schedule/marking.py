@@ -28,3 +28,31 @@ class MarkThenCut(Schedule):
         first, last = round(self.at * steps), round(self.cut * steps)
         times = sorted({first + (last - first) * i // (self.again + 1) for i in range(self.again + 1)})
         return (*(Event(t, density, mark=True, revive=True) for t in times), Event(last, density))
+
+
+@dataclass(frozen=True)
+class MarkGradually(Schedule):
+    """Choose what goes on a path of rising sparsity, s_t = s_f (1 - (1 - (t - t0) / (t1 - t0))^power), every `every`
+    steps from t0 to t1, all units anew each time, and remove it after the fraction `cut` of the steps.
+
+    `begin` and `end` are the fractions t0 and t1; until t0 everything is kept. In between nothing is zero: a gate
+    computes with what is chosen (movement pruning: Sanh et al. 2020, arXiv:2005.07683, section 3, whose path is the
+    cubic one). Short runs get at least four choices where they have the steps.
+    """
+
+    begin: float = 0.1
+    end: float = 0.7
+    cut: float = 1.0
+    every: int = 10
+    power: float = 3.0
+
+    def __post_init__(self) -> None:
+        if not (0 <= self.begin <= self.end <= self.cut <= 1 and self.every >= 1 and self.power > 0):
+            raise SpecError(f"{self}: 0 <= begin <= end <= cut <= 1 are fractions of the steps, every >= 1, power > 0")
+
+    def __call__(self, density: float, steps: int) -> tuple[Event, ...]:
+        first, last = round(self.begin * steps), round(self.end * steps)
+        every, span = min(self.every, max(1, (last - first) // 4)), max(1, last - first)
+        path = {t: 1 - (1 - density) * (1 - (1 - (t - first) / span) ** self.power) for t in range(first, last, every)}
+        marks = (Event(t, d, mark=True, revive=True) for t, d in (path | {last: density}).items())
+        return (*marks, Event(round(self.cut * steps), density, revive=True))
