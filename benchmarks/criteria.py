@@ -1,16 +1,17 @@
 """What scoring ResNet-50 costs with each criterion, in forward-and-backward passes.
 
-    python benchmarks/criteria.py [--json] [--markdown] [--batch 4] [--limit 240] [--only Magnitude ...]
+    python benchmarks/criteria.py [--json] [--markdown] [--batch 4] [--limit 240] [--only Magnitude ...] [--again]
 
 One process per criterion, so that one's memory is not another's. In it, one forward and backward of the loss over all
 weights (the pass) and one scoring (evidence, criterion, reduction to units; finding the groups and tracing are left
 out) take turns on one synthetic batch of 224-pixel images; processor seconds, medians, and the ratio of the two. A
 criterion takes single weights where it is defined on them and channels or blocks where not. Memory is how far the peak
 of the resident size (`VmHWM`, Linux only) rises above the size before, in multiples of the weights' bytes, beside that
-of the pass. What takes longer than --limit seconds, or says that it is undefined on this network, is noted as that.
-Criteria that wrap another one or read what training leaves behind are run with what they take by default.
+of the pass. What takes longer than --limit processor seconds, or says that it is undefined on this network, is noted as
+that. Criteria that wrap another one or read what training leaves behind are run with what they take by default.
 
---markdown rewrites docs/criteria-cost.md from the results it has just made.
+--markdown keeps the results in docs/criteria-cost.json and writes docs/criteria-cost.md from them; criteria that have
+a result there are left alone unless --again.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ from __future__ import annotations
 import argparse
 import gc
 import json
+import resource
+import signal
 import subprocess
 import sys
 import time
@@ -38,6 +41,7 @@ from prunus.parts.granularity import Block, Channel, Element
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "criteria-cost.md"
+RESULTS = PAGE.with_suffix(".json")
 GRANULARITIES = {"weights": Element, "channels": Channel, "blocks": Block}
 
 
@@ -121,9 +125,12 @@ def measure(name: str, batch: int, rounds: int) -> dict[str, Any]:
 def alone(name: str, options: Any) -> dict[str, Any]:
     """The same in a process of its own, with a limit."""
     command = [sys.executable, __file__, "--one", name, "--batch", str(options.batch), "--rounds", str(options.rounds)]
-    try:
-        run = subprocess.run(command, capture_output=True, text=True, timeout=options.limit, check=False)
-    except subprocess.TimeoutExpired:
+
+    def limited() -> None:
+        resource.setrlimit(resource.RLIMIT_CPU, (options.limit, options.limit + 5))
+
+    run = subprocess.run(command, capture_output=True, text=True, preexec_fn=limited, check=False)
+    if run.returncode in (-signal.SIGXCPU, -signal.SIGKILL):
         return {"criterion": name, "note": f"not finished in {options.limit} s"}
     if run.returncode:
         return {"criterion": name, "note": f"failed: {(run.stderr.strip().splitlines() or ['?'])[-1][:160]}"}
@@ -165,6 +172,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--limit", type=int, default=240)
     parser.add_argument("--only", nargs="*", default=None)
+    parser.add_argument("--again", action="store_true")
     parser.add_argument("--one", default=None, help=argparse.SUPPRESS)
     options = parser.parse_args()
     warnings.simplefilter("ignore")
@@ -172,16 +180,23 @@ def main() -> None:
         parts.load_all()
         print(json.dumps(measure(options.one, options.batch, options.rounds)))
         return
-    rows = []
+    stored = json.loads(RESULTS.read_text()) if options.markdown and RESULTS.exists() else {}
+    known: dict[str, Any] = stored.get("rows", {}) if stored.get("batch") == options.batch else {}
+    rows = {name: known[name] for name in criteria() if name in known}
     for name in options.only or criteria():
-        rows.append(alone(name, options))
+        if "ratio" in rows.get(name, {}) and not options.again:
+            continue
+        rows[name] = alone(name, options)
         if not options.json:
-            print("  ".join(f"{cell:>{width}}" for cell, width in zip(told(rows[-1]), (28, 9, 8, 14, 0), strict=True)))
+            print(
+                "  ".join(f"{cell:>{width}}" for cell, width in zip(told(rows[name]), (28, 9, 8, 14, 0), strict=True))
+            )
             sys.stdout.flush()
         if options.markdown:
-            PAGE.write_text(page(rows, options.batch), encoding="utf-8")
+            RESULTS.write_text(json.dumps({"batch": options.batch, "rows": rows}, indent=1) + "\n")
+            PAGE.write_text(page(list(rows.values()), options.batch), encoding="utf-8")
     if options.json:
-        print(json.dumps(rows, indent=1))
+        print(json.dumps(list(rows.values()), indent=1))
 
 
 if __name__ == "__main__":
