@@ -152,6 +152,8 @@ def page(rows: list[dict[str, Any]], batch: int) -> str:
 
     done = sorted((r for r in rows if "note" not in r), key=lambda r: r["ratio"])
     cells = [told(r) for r in (*done, *(r for r in rows if "note" in r))]
+    missing = sorted(set(criteria()) - {r["criterion"] for r in rows})
+    rest = f"\nNot measured yet: {', '.join(missing)}.\n" if missing else ""
     return (
         "# What each criterion costs\n\n"
         "<!-- Written by `python benchmarks/criteria.py --markdown`; run that instead of editing. -->\n\n"
@@ -160,6 +162,7 @@ def page(rows: list[dict[str, Any]], batch: int) -> str:
         "all weights on the same batch. *Memory*: how far the peak of the resident size rises, in multiples of the\n"
         "bytes of the weights; in brackets, that of the pass. Finding the groups is left out.\n\n"
         + table(("Criterion", "Units", "Passes", "Memory", "Seconds, or why not"), cells, right=(2, 3))
+        + rest
     )
 
 

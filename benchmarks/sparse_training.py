@@ -11,7 +11,7 @@ Nesterov momentum 0.9, weight decay 5e-4, a cosine from the learning rate to zer
 Runs of one seed begin with the same weights (column `initial`) and see the same batches in the same order. Several
 learning rates, and settings where an arm has more than one, are tried; which one counts is decided by 5,000 held-out
 training images, averaged over seeds. Test images are looked at once, after the last step. What is written in steps for
-long trainings is scaled to these 1,560 steps; `ARMS` says how.
+long trainings is scaled to these 1,560 steps; `sparse_arms.arms` says how.
 
 A row is a run; rows that are there are not run again, so an interrupted run goes on where it stopped. `seconds` is
 processor time. One small problem proves nothing about large ones.
@@ -34,80 +34,19 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from sparse_arms import HIGH, arms
 from torch import Tensor, nn
 
 import prunus
-from prunus import Budget, Recipe, Task, methods
+from prunus import Budget, Task
 from prunus.lab import claims, data, ledger, zoo
 from prunus.lab.data import Dataset, Loader, Split
-from prunus.parts.allocation import GlobalRanking
-from prunus.parts.gate import DualRestart
-from prunus.parts.penalty import ScaleL1
-from prunus.parts.schedule import Gradual, GradualPruneAndGrow, PruneAndGrow
 
 ROOT = Path(__file__).resolve().parents[1]
 TABLE, PAGE = ROOT / "docs" / "sparse-training.csv", ROOT / "docs" / "sparse-training.md"
 
 
 # What is run
-
-
-@dataclass(frozen=True)
-class Arm:
-    """A method in the comparison: its settings by name, and the sparsities it is run at.
-
-    `edits` says how the recipe differs from the published one.
-    """
-
-    name: str
-    settings: Mapping[str, Recipe]
-    sparsities: tuple[float, ...]
-    edits: str = ""
-
-
-def arm(name: str, sparsities: Sequence[float], edits: str = "", of: str = "", **changes: Any) -> Arm:
-    """An arm with one setting."""
-    return Arm(name, {"": replace(methods.get(of or name), **changes)}, tuple(sparsities), edits)
-
-
-HIGH = (0.95, 0.98)
-EVERY = 50
-GROWN = GradualPruneAndGrow(every=EVERY)
-SCALED = f"an event every {EVERY} steps"
-
-
-@cache
-def arms() -> dict[str, Arm]:
-    """All arms, by name."""
-    slim = methods.get("network_slimming")
-    pressed = {f"strength {s:g}": replace(slim, penalty=ScaleL1(strength=s)) for s in (1e-3, 1e-2)}
-    found = (
-        arm("dense", (0.0,), "nothing is pruned", of="magnitude"),
-        arm("erk_random", HIGH, "masks stay as they are drawn"),
-        arm("rigl", HIGH, SCALED, schedule=PruneAndGrow(every=EVERY, until=0.75, drop=0.3, skip_step=True)),
-        arm("granet", HIGH, SCALED, schedule=GROWN),
-        arm("lth", HIGH),
-        arm("gradual_magnitude", HIGH, SCALED, schedule=Gradual(every=EVERY)),
-        arm("continuous_sparsification", HIGH),
-        arm("sr_ste", (0.5,)),
-        arm(
-            "constrained_l0",
-            (0.5,),
-            "the gates' rates 50 times as large, for a fiftieth of the steps",
-            gate=DualRestart(lr=0.035, ascent=0.05),
-        ),
-        Arm("network_slimming", pressed, (0.5, 0.7), "a larger strength, for fewer steps"),
-        arm("slimming_without", (0.5, 0.7), "no penalty", of="network_slimming", penalty=None),
-        arm(
-            "gradual_magnitude_global",
-            HIGH,
-            f"{SCALED}; ranked across layers",
-            of="gradual_magnitude",
-            allocate=GlobalRanking(),
-            schedule=Gradual(every=EVERY),
-        ),
-    )
-    return {a.name: a for a in found}
 
 
 @dataclass(frozen=True)

@@ -181,7 +181,11 @@ SETTINGS = (
     Setting("7.4", "On initialized weights", lambda r: r.on == "initialized"),
     Setting("7.4", "On pretrained weights", lambda r: r.on == "pretrained"),
     Setting("7.5", "Recovery as a part (scratch, distillation)", slot="recover"),
-    Setting("7.6", "Transfer of masks between tasks", note="a mask can be applied by hand; no command does it"),
+    Setting(
+        "7.6",
+        "Transfer of masks between tasks",
+        note="`prunus.transfer`, to another head, depth or task; `ticket_transfer` is the procedure",
+    ),
     Setting("7.8", "Global ranking", lambda r: r.scope == "global"),
     Setting("7.8", "Layer-wise densities", lambda r: r.scope == "local"),
     Setting("8", "With quantization, low rank, distillation or architecture search", package="fuse"),

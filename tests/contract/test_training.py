@@ -17,6 +17,7 @@ from tests.contract.runs import (
     PAIRS,
     STEPS,
     asked,
+    fixed,
     make_optimizer,
     quiet,
     ready,
@@ -135,7 +136,8 @@ def test_prune_trains_a_copy_and_ends_sparse(name: str) -> None:
         result = prunus.prune(model, case.task(), found, **asked(found), steps=STEPS)
     named = dict(result.model.named_parameters())
     assert all((named[n][~m] == 0).all() for n, m in result.masks.items())
-    assert result.sparsity >= 0.5 and result.cost["steps"] == STEPS
+    assert result.sparsity >= 0.5 if fixed(found) else result.sparsity > 0.5
+    assert result.cost["steps"] == STEPS
     dense = ready(found, case.model(), case).named_parameters()
     assert any(not torch.equal(named[n], p) for n, p in dense)
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), case.model().parameters(), strict=True))

@@ -17,6 +17,7 @@ from prunus import methods
 from prunus.core.errors import SpecError
 from prunus.parts.gate import LearnedDensity, MaskingThreshold, PowerPropagation, Reselected, SoftBoundary, TopKast
 from prunus.parts.schedule import Gradual, Marked, OneShot, Surgery
+from tests.engine.looped import Looped, batch
 from tests.integration import toys
 
 STEPS = 8
@@ -35,35 +36,10 @@ RECIPES = {
 EVERY = pytest.mark.parametrize("name", RECIPES)
 
 
-class Run:
-    """A model, its optimizer and a session, in the plainest loop."""
-
+class Run(Looped):
     def __init__(self, name: str, seed: int = 0, **changes: Any) -> None:
-        found = replace(RECIPES[name], **changes)
-        self.model = toys.network(seed).double()
-        self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=0.02, weight_decay=0.05)
         budget = None if name == "every three" else prunus.Budget(0.5)
-        self.session = prunus.Session(self.model, found, task(), budget, steps=STEPS)
-
-    def attach(self) -> Run:
-        self.session.attach(self.optimizer)
-        return self
-
-    def train(self, last: int) -> Run:
-        for step in range(self.session.step, last):
-            self.optimizer.zero_grad()
-            toys.loss_of(self.model.train(), batch(step)).backward()
-            self.optimizer.step()
-        return self
-
-
-def batch(step: int) -> tuple[Tensor, Tensor]:
-    x, y = toys.batch_at(step)
-    return x.double(), y
-
-
-def task() -> prunus.Task:
-    return prunus.Task(loss=toys.loss_of, train=[batch(i) for i in range(4)], example=(batch(0)[0],))
+        super().__init__(replace(RECIPES[name], **changes), STEPS, seed, budget)
 
 
 @EVERY

@@ -20,6 +20,7 @@ from prunus.parts.allocation import GlobalRanking, NofM
 from prunus.parts.gate import Annealed, Coefficient, Popup
 from prunus.parts.granularity import Channel
 from prunus.parts.schedule import EarlyBird, OneShot, Relearned
+from tests.engine.looped import Looped, batch, task
 from tests.integration import toys
 
 STEPS = 8
@@ -37,34 +38,9 @@ RECIPES = {
 EVERY = pytest.mark.parametrize("name", RECIPES)
 
 
-class Run:
-    """A model, its optimizer and a session, in the plainest loop."""
-
+class Run(Looped):
     def __init__(self, name: str, seed: int = 0, **changes: Any) -> None:
-        self.model = toys.network(seed).double()
-        self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=0.02, weight_decay=0.05)
-        found = replace(RECIPES[name], **changes)
-        self.session = prunus.Session(self.model, found, task(), prunus.Budget(0.5), steps=STEPS)
-
-    def attach(self) -> Run:
-        self.session.attach(self.optimizer)
-        return self
-
-    def train(self, last: int) -> Run:
-        for step in range(self.session.step, last):
-            self.optimizer.zero_grad()
-            toys.loss_of(self.model.train(), batch(step)).backward()
-            self.optimizer.step()
-        return self
-
-
-def batch(step: int) -> tuple[Tensor, Tensor]:
-    x, y = toys.batch_at(step)
-    return x.double(), y
-
-
-def task() -> prunus.Task:
-    return prunus.Task(loss=toys.loss_of, train=[batch(i) for i in range(4)], example=(batch(0)[0],))
+        super().__init__(replace(RECIPES[name], **changes), STEPS, seed)
 
 
 @EVERY

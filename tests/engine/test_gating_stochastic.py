@@ -17,6 +17,7 @@ from prunus.parts.gate import Arm, Candidates, DualRestart, HardConcrete, Lagran
 from prunus.parts.granularity import Channel, Coupled, Element, Expert
 from prunus.parts.schedule import OneShot
 from tests.contract.models import CASES
+from tests.engine.looped import Looped
 from tests.integration import toys
 
 STEPS = 6
@@ -33,32 +34,10 @@ RECIPES = {
 }
 
 
-class Run:
-    """A model, its optimizer and a session, in the plainest loop."""
-
+class Run(Looped):
     def __init__(self, name: str, seed: int = 0) -> None:
-        self.model = toys.network(seed).double()
-        self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=0.02, weight_decay=0.05)
-        found = replace(RECIPES[name], schedule=OneShot(at=5 / 6))
-        task = prunus.Task(loss=toys.loss_of, train=[batch(i) for i in range(4)], example=(batch(0)[0],))
         budget = None if name == "mask_llm" else prunus.Budget(0.5)
-        self.session = prunus.Session(self.model, found, task, budget, steps=STEPS)
-
-    def attach(self) -> Run:
-        self.session.attach(self.optimizer)
-        return self
-
-    def train(self, last: int) -> Run:
-        for step in range(self.session.step, last):
-            self.optimizer.zero_grad()
-            toys.loss_of(self.model.train(), batch(step)).backward()
-            self.optimizer.step()
-        return self
-
-
-def batch(step: int) -> toys.Batch:
-    x, y = toys.batch_at(step)
-    return x.double(), y
+        super().__init__(replace(RECIPES[name], schedule=OneShot(at=5 / 6)), STEPS, seed, budget)
 
 
 @pytest.mark.parametrize("name", RECIPES)

@@ -23,14 +23,17 @@ RECIPES = {
 }
 
 
-def train(recipe: prunus.Recipe, backend: Any) -> prunus.Session:
+def train(recipe: prunus.Recipe, backend: Any, attach_first: bool = False) -> prunus.Session:
     torch._dynamo.reset()
     model = toys.network()
-    net: Any = model if backend is None else torch.compile(model, backend=backend)
-    toys.loss_of(net, toys.batch_at(0)).backward()  # compiled before anything is pruned
-    model.zero_grad()
+    net: Any = model if backend is None or attach_first else torch.compile(model, backend=backend)
+    if not attach_first:
+        toys.loss_of(net, toys.batch_at(0)).backward()  # compiled before anything is pruned
+        model.zero_grad()
     optimizer = toys.sgd(net.parameters())
     session = prunus.Session(net, recipe, toys.task(), prunus.Budget(0.5), steps=12).attach(optimizer)
+    if attach_first and backend is not None:
+        net = torch.compile(model, backend=backend)
     for step in range(12):
         optimizer.zero_grad()
         toys.loss_of(net, toys.batch_at(step)).backward()
@@ -41,9 +44,12 @@ def train(recipe: prunus.Recipe, backend: Any) -> prunus.Session:
 
 def compare(recipe: prunus.Recipe) -> dict[str, Any]:
     counter = CompileCounter()
-    ones = [train(recipe, backend) for backend in (None, counter)]
-    same = toys.same(*(toys.state_of(s.model) | s.masks for s in ones))
-    return {"same": same, "compiled": counter.frame_count, "gated": recipe.gate is not None}
+    same, compiled = [], []
+    for attach_first in (False, True):
+        ones = [train(recipe, backend, attach_first) for backend in (None, counter)]
+        same.append(toys.same(*(toys.state_of(s.model) | s.masks for s in ones)))
+        compiled.append(counter.frame_count - sum(compiled))
+    return {"same": same, "compiled": compiled, "gated": recipe.gate is not None}
 
 
 if __name__ == "__main__":

@@ -117,8 +117,8 @@ def test_a_compiled_model_trains_as_one_that_is_not() -> None:
     command = [sys.executable, "-m", "tests.integration.compiled"]
     done = subprocess.run(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True, check=True)
     for name, found in json.loads(done.stdout).items():
-        assert found["same"], name
-        assert found["compiled"] <= (5 if found["gated"] else 1), name
+        assert all(found["same"]), name
+        assert max(found["compiled"]) <= (5 if found["gated"] else 1), name
 
 
 @pytest.mark.parametrize("name", ["rigl", *kinds.KINDS])

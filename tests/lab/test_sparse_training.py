@@ -17,6 +17,7 @@ FILE = Path(__file__).resolve().parents[2] / "benchmarks" / "sparse_training.py"
 
 @pytest.fixture(scope="module")
 def script() -> ModuleType:
+    sys.path.insert(0, str(FILE.parent))  # as when it is run: it reads its neighbour
     spec = importlib.util.spec_from_file_location("sparse_training", FILE)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)

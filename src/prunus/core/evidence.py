@@ -112,7 +112,6 @@ class RunningEvidence(Evidence):
     reads: ClassVar[Reads] = "labels"
     key: ClassVar[str]
 
-    @abstractmethod
     def observe(
         self,
         store: dict[str, Tensor],
@@ -120,7 +119,10 @@ class RunningEvidence(Evidence):
         gradients: Mapping[str, Tensor],
         settings: Mapping[str, Any],
     ) -> None:
-        """Add one step to `store`, whose keys are parameter names, or parameter names with a suffix after `|`."""
+        """Add one step to `store`, whose keys are parameter names, or parameter names with a suffix after `|`.
+
+        Nothing by default: for evidence that goes by more than gradients, and overrides `step` or `renew`.
+        """
 
     def step(
         self,

@@ -1,26 +1,20 @@
 """What a part asks to be told, read off its annotations."""
 
 from collections.abc import Mapping
-from dataclasses import is_dataclass
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Annotated, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
 from prunus.core.errors import SpecError
+from prunus.core.evidence import Evidence
 
-if TYPE_CHECKING:
-    from prunus.core.evidence import Evidence
-    from prunus.core.part import Part
-
-_NEEDS: dict[type["Part"], Mapping[str, "Evidence"]] = {}
+_NEEDS: dict[type, Mapping[str, Evidence]] = {}
 
 
-def needs(part: type["Part"]) -> Mapping[str, "Evidence"]:
+def needs(part: type[Any]) -> Mapping[str, Evidence]:
     """What a part's `__call__` asks for: parameter name -> evidence, read from its annotations.
 
     Raises `SpecError` where a parameter is annotated with something that is no evidence.
     """
-    from prunus.core.evidence import Evidence
-
     if part in _NEEDS:
         return _NEEDS[part]
     hints = get_type_hints(part.__call__, include_extras=True)
@@ -36,9 +30,3 @@ def needs(part: type["Part"]) -> Mapping[str, "Evidence"]:
         found[name] = marks[0]
     _NEEDS[part] = MappingProxyType(found)
     return _NEEDS[part]
-
-
-def plain_dataclass(part: "Part") -> None:
-    """Refuse a part that is not a frozen dataclass: equality and serialization rest on it."""
-    if not is_dataclass(part) or not type(part).__dataclass_params__.frozen:
-        raise SpecError(f"{type(part).__name__} must be a @dataclass(frozen=True)")

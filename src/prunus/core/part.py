@@ -6,7 +6,7 @@ to and from plain JSON follow from that. Defining a concrete part registers it u
 
 import inspect
 from collections.abc import Callable, Mapping
-from dataclasses import fields
+from dataclasses import fields, is_dataclass
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar, cast
 
@@ -17,7 +17,6 @@ from prunus.core.errors import SpecError, UnknownNameError
 from prunus.core.events import Event
 from prunus.core.groups import Group, Role
 from prunus.core.needs import needs as needs
-from prunus.core.needs import plain_dataclass as plain_dataclass
 
 if TYPE_CHECKING:
     from prunus.core.evidence import Evidence
@@ -377,3 +376,9 @@ SLOTS: dict[str, type[Part]] = {
         *(Gate, Reconstruction, Preparation, Recovery),
     )
 }
+
+
+def plain_dataclass(part: Part) -> None:
+    """Refuse a part that is not a frozen dataclass: equality and serialization rest on it."""
+    if not is_dataclass(part) or not type(part).__dataclass_params__.frozen:
+        raise SpecError(f"{type(part).__name__} must be a @dataclass(frozen=True)")

@@ -1,8 +1,8 @@
 """A module that reads its weights through gates, and how the numbers of units lie over a weight."""
 
 import copy
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -10,17 +10,17 @@ from torch import Tensor, nn
 from prunus.core.errors import SpecError
 from prunus.core.groups import Group, Member
 
-if TYPE_CHECKING:
-    from prunus.engine.gating import Gating
-
 FLAT = ("_flat_weights", "_flat_weight_refs")
 
 
-def gated(kind: type[nn.Module], names: Mapping[str, str], gating: "Gating") -> type[nn.Module]:
-    """A subclass of a module's class that reads some of its weights through gates: attribute -> parameter name."""
+def gated(kind: type[nn.Module], names: Mapping[str, str], weigh: Callable[[str, Tensor], Tensor]) -> type[nn.Module]:
+    """A subclass of a module's class that reads some of its weights through gates.
+
+    names: attribute -> parameter name. weigh: what the network computes with in the place of a named parameter.
+    """
 
     def read(attribute: str, name: str) -> property:
-        return property(lambda self: gating.weight(name, self._parameters[attribute]))
+        return property(lambda self: weigh(name, self._parameters[attribute]))
 
     def copied(self: nn.Module, memo: dict[int, Any]) -> nn.Module:
         # A copy is a plain module with the values of this moment in its weights: it computes what this one does.
@@ -31,7 +31,7 @@ def gated(kind: type[nn.Module], names: Mapping[str, str], gating: "Gating") -> 
             for attribute, name in names.items():
                 own, theirs = self._parameters[attribute], twin._parameters[attribute]
                 assert own is not None and theirs is not None
-                theirs.copy_(gating.weight(name, own))
+                theirs.copy_(weigh(name, own))
         twin.__dict__.update({k: [] for k in FLAT if k in vars(self)})
         reread(twin)
         return twin
@@ -40,7 +40,7 @@ def gated(kind: type[nn.Module], names: Mapping[str, str], gating: "Gating") -> 
         raise SpecError("a module with gates in it is not pickled: save its state_dict() and the session's")
 
     fields: dict[str, Any] = {attribute: read(attribute, name) for attribute, name in names.items()}
-    fields |= {"__deepcopy__": copied, "__reduce_ex__": refused, "_gated_by": gating, "__module__": kind.__module__}
+    fields |= {"__deepcopy__": copied, "__reduce_ex__": refused, "_gated_by": weigh, "__module__": kind.__module__}
     return type(kind.__name__, (kind,), fields)
 
 

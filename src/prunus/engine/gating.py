@@ -105,7 +105,7 @@ class Gating:
                 raise SpecError(f"no gate can be put on the weights of {path or type(module).__name__}: it {why}")
             if here:
                 self._kinds.append((module, type(module)))
-                module.__class__ = gated(type(module), here, self)
+                module.__class__ = gated(type(module), here, self.weight)
 
     def uninstall(self) -> None:
         """Let the model compute with its own weights again."""

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
-from typing import Annotated, Any, ClassVar, cast
+from typing import Annotated, ClassVar, cast
 
 import torch
 from jaxtyping import Float
@@ -24,15 +24,6 @@ class AliveCostEvidence(RunningEvidence):
     reads = "nothing"
     key: ClassVar[str] = "alive"
     passes = "one run of the example"
-
-    def observe(
-        self,
-        store: dict[str, Tensor],
-        weights: Mapping[str, Tensor],
-        gradients: Mapping[str, Tensor],
-        settings: Mapping[str, Any],
-    ) -> None:
-        """Nothing that gradients say: see `renew`."""
 
     def renew(self, store: dict[str, Tensor], sources: Sources) -> None:
         currency = cast(UnitCurrency, sources.settings.get("currency", "macs"))

@@ -1,7 +1,7 @@
 """What a weight is fed: the scale of the normalization before it, read off the network's structure."""
 
 from collections.abc import Iterator, Mapping
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, ClassVar
 
 import torch
 from jaxtyping import Float, Int
@@ -105,15 +105,6 @@ class FedScaleEvidence(RunningEvidence):
     reads = "nothing"
     key: ClassVar[str] = "fed"
     passes = "one run of the example"
-
-    def observe(
-        self,
-        store: dict[str, Tensor],
-        weights: Mapping[str, Tensor],
-        gradients: Mapping[str, Tensor],
-        settings: Mapping[str, Any],
-    ) -> None:
-        """Nothing that gradients say: see `renew`."""
 
     def renew(self, store: dict[str, Tensor], sources: Sources) -> None:
         if not store:

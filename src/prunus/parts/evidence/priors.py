@@ -1,7 +1,7 @@
 """The precisions of zero-mean Gaussian priors on the weights, fitted to the evidence while the network is trained."""
 
 from collections.abc import Iterator, Mapping
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
 from jaxtyping import Float
@@ -31,15 +31,6 @@ class PriorPrecisionEvidence(RunningEvidence):
     reads: ClassVar[Reads] = "labels"
     passes: ClassVar[str] = FisherDiagonalEvidence.passes
     key: ClassVar[str] = "prior"
-
-    def observe(
-        self,
-        store: dict[str, Tensor],
-        weights: Mapping[str, Tensor],
-        gradients: Mapping[str, Tensor],
-        settings: Mapping[str, Any],
-    ) -> None:
-        """Nothing that the gradients of a step say: see `renew`."""
 
     def renew(self, store: dict[str, Tensor], sources: Sources) -> None:
         if not store or sources.step % int(sources.settings.get("every", 100)) == 0:

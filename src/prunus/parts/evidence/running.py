@@ -98,15 +98,6 @@ class RunningTaylorEvidence(Gathered):
 
     key: ClassVar[str] = "taylor"
 
-    def observe(
-        self,
-        store: dict[str, Tensor],
-        weights: Mapping[str, Tensor],
-        gradients: Mapping[str, Tensor],
-        settings: Mapping[str, Any],
-    ) -> None:
-        """Nothing that belongs to single weights: see `step`."""
-
     def step(
         self,
         store: dict[str, Tensor],

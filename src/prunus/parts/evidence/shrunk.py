@@ -1,7 +1,7 @@
 """The sparse point of a splitting method, found by shrinking units instead of choosing them."""
 
 from collections.abc import Iterator, Mapping
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, ClassVar
 
 import torch
 from jaxtyping import Float
@@ -21,15 +21,6 @@ class ShrunkEvidence(RunningEvidence):
 
     reads = "nothing"
     key: ClassVar[str] = "shrunk"
-
-    def observe(
-        self,
-        store: dict[str, Tensor],
-        weights: Mapping[str, Tensor],
-        gradients: Mapping[str, Tensor],
-        settings: Mapping[str, Any],
-    ) -> None:
-        """Nothing that gradients say: see `renew`."""
 
     def renew(self, store: dict[str, Tensor], sources: Sources) -> None:
         told = sources.settings

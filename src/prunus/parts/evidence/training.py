@@ -123,15 +123,6 @@ class AnchorEvidence(RunningEvidence):
     reads = "nothing"
     key: ClassVar[str] = "anchor"
 
-    def observe(
-        self,
-        store: dict[str, Tensor],
-        weights: Mapping[str, Tensor],
-        gradients: Mapping[str, Tensor],
-        settings: Mapping[str, Any],
-    ) -> None:
-        """Nothing that gradients say: see `renew`."""
-
     def renew(self, store: dict[str, Tensor], sources: Sources) -> None:
         anew = not store or round_of(sources) != round_of(sources, sources.age - 1)
         if sources.choose is None or not (anew or sources.step % int(sources.settings.get("every", 100)) == 0):
