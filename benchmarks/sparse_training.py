@@ -9,9 +9,9 @@ The first 20,000 training images; a ResNet-8 whose first convolution has stride 
 normalization); ten epochs of batches of 128, no augmentation, for every method and the dense network alike: SGD with
 Nesterov momentum 0.9, weight decay 5e-4, a cosine from the learning rate to zero (rewound where the method rewinds it).
 Runs of one seed begin with the same weights (column `initial`) and see the same batches in the same order. Several
-learning rates, and settings where an arm has more than one, are tried; which one counts is decided by 5,000 held-out
-training images, averaged over seeds. Test images are looked at once, after the last step. What is written in steps for
-long trainings is scaled to these 1,560 steps; `sparse_arms.arms` says how.
+learning rates, and settings where an arm has more than one, are tried with the first seed; the one that is best there
+on 5,000 held-out training images is run with the others. Test images are looked at once, after the last step. What is
+written in steps for long trainings is scaled to these 1,560 steps; `sparse_arms.arms` says how.
 
 A row is a run; rows that are there are not run again, so an interrupted run goes on where it stopped. `seconds` is
 processor time. One small problem proves nothing about large ones.
@@ -170,16 +170,27 @@ def made(run: Run, size: Size) -> Run:
     )
 
 
-def due(given: argparse.Namespace, size: Size, there: Iterable[Run]) -> list[Run]:
-    """The runs that are asked for and missing: all methods with the first rate and seed, then the next seed."""
+def due(given: argparse.Namespace, size: Size, there: Sequence[Run]) -> list[Run]:
+    """The runs that are asked for and missing: of the first seed all settings and rates, then, of the others, those
+    that the first seed's validation chose.
+    """
     done = {r.key for r in there}
-    wanted = [arms()[n] for n in (given.only or arms())]
-    out = []
-    for rate, seed in product(given.rates, given.seeds):
-        for one in wanted:
-            for sparsity, setting in product(one.sparsities, one.settings):
-                out.append(Run(one.name, setting, sparsity, seed, rate, size.steps, size.images))
-    return [r for r in out if r.key not in done]
+    wanted = [(arms()[n], s) for n in (given.only or arms()) for s in arms()[n].sparsities]
+    first, *others = given.seeds
+    tried = [
+        Run(one.name, setting, sparsity, first, rate, size.steps, size.images)
+        for rate in given.rates
+        for one, sparsity in wanted
+        for setting in one.settings
+    ]
+    missing = [r for r in tried if r.key not in done]
+    if missing:
+        return missing
+    keys = {r.key for r in tried}
+    mine = [r for r in there if r.key in keys]
+    best = [cell(mine, one.name, sparsity).runs[first] for one, sparsity in wanted]
+    chosen = [Run(r.method, r.setting, r.sparsity, seed, r.rate, r.steps, r.images) for seed in others for r in best]
+    return [r for r in chosen if r.key not in done]
 
 
 # The verdicts
@@ -335,9 +346,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         parser.error("--quick needs a --table of its own")
     torch.set_num_threads(1)
     began = time.monotonic()
-    for run in due(given, size, ledger.rows(given.table, Run)) if given.run else ():
-        if time.monotonic() - began > 60 * given.minutes:
+    while given.run and time.monotonic() - began < 60 * given.minutes:
+        missing = due(given, size, ledger.rows(given.table, Run))
+        if not missing:
             break
+        run = missing[0]
         done = made(run, size)
         ledger.add(given.table, done)
         what = f"{run.method} {run.setting}".strip()
