@@ -30,6 +30,10 @@ class UnknownNameError(SpecError):
         super().__init__(f"unknown {kind} {name!r}: {hint}")
 
 
+class NothingScored(SpecError):
+    """A criterion whose evidence is defined on none of the groups at hand."""
+
+
 class BudgetError(SpecError):
     """A budget that no mask of this recipe on this model can meet; the message names the best reachable."""
 

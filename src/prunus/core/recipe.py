@@ -48,6 +48,8 @@ class Recipe:
         prepare: what is done to the model first, so that it has other units (its outputs stay the same).
         reconstruct: how the weights that stay make up for those that go, layer by layer.
         recover: what brings the model back afterwards, and how it is trained then.
+        sweep: `model`: everything is scored, then everything pruned. `blocks`: a block (a layer of a transformer) is
+            scored, pruned and rebuilt on what the pruned blocks before it give, then the next one.
         on: whether the method expects initial or trained weights.
 
     A variant is an edit: `dataclasses.replace(snip, granularity=Channel())`.
@@ -68,6 +70,7 @@ class Recipe:
     prepare: Preparation | None = None
     reconstruct: Reconstruction | None = None
     recover: Recovery | None = None
+    sweep: Literal["model", "blocks"] = "model"
     on: Literal["initialized", "pretrained"] = "initialized"
 
     def __post_init__(self) -> None:
@@ -78,6 +81,10 @@ class Recipe:
             plain_dataclass(part)
         if self.on not in ("initialized", "pretrained"):
             raise SpecError(f"recipe {self.name!r}: on={self.on!r}, expected 'initialized' or 'pretrained'")
+        if self.sweep not in ("model", "blocks"):
+            raise SpecError(f"recipe {self.name!r}: sweep={self.sweep!r}, expected 'model' or 'blocks'")
+        if self.sweep == "blocks" and (why := self._undivided()):
+            raise SpecError(f"recipe {self.name!r}: sweep='blocks' prunes a block when it is reached, but {why}")
         if any(e.regrow or e.grow for e in self.timeline()) and self.grow is None:
             raise SpecError(f"recipe {self.name!r}: its schedule regrows units, so the grow slot must be filled")
 
@@ -88,6 +95,16 @@ class Recipe:
     def timeline(self, density: float = 0.5, steps: int = 1000) -> tuple[Any, ...]:
         """The schedule's events for a budget and a number of steps."""
         return self.schedule(density, steps)
+
+    def _undivided(self) -> str:
+        """Why a recipe cannot go through a model block by block; empty if it can."""
+        if any(e.regrow or e.grow or e.mark or e.settle is not None for e in self.timeline()):
+            return f"{type(self.schedule).__name__} does more than prune"
+        if self.scope == "global":
+            return f"with {type(self.allocate).__name__} units of all layers compete"
+        if self.scores_from == "labels":
+            return f"{type(self.criterion).__name__} needs gradients of the loss, which is behind the last block"
+        return ""
 
     # What follows is derived from the parts, never declared.
 
@@ -171,7 +188,7 @@ class Recipe:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON; `from_dict` restores an equal recipe."""
-        plain = {k: getattr(self, k) for k in ("name", "source", "on")}
+        plain = {k: getattr(self, k) for k in ("name", "source", "sweep", "on")}
         return plain | {slot: part.to_dict() for slot, part in self.parts().items()}
 
     @classmethod

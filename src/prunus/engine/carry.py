@@ -13,6 +13,7 @@ from prunus.engine.rebuild import rebuilt
 from prunus.engine.recover import recovered
 from prunus.engine.rewind import target
 from prunus.engine.select import collapsed, warn_collapse
+from prunus.engine.sweep import swept
 
 if TYPE_CHECKING:
     from prunus.engine.session import Session
@@ -31,14 +32,17 @@ def run(session: "Session", event: Event) -> None:
         return
     before, recipe = session.masks, session.recipe
     left: Masks | None = None
+    by_block = recipe.sweep == "blocks"
     if event.regrow:
         masks, left = regrown(session, event, session.gradients)
+    elif event.grow:
+        masks = grown(session, event, session.gradients)
     else:
-        masks = grown(session, event, session.gradients) if event.grow else ranked(session, event)
+        masks = swept(session, event) if by_block else ranked(session, event)
     check_ranks(masks)
     if event.settle is not None and not settles(session, event, masks):
         return
-    if recipe.reconstruct is not None and not (event.regrow or event.grow or event.mark):
+    if recipe.reconstruct is not None and not (event.regrow or event.grow or event.mark or by_block):
         masks = rebuilt(session, masks)
     session.collapsed = collapsed(masks, None, session.groups)
     warn_collapse(collapsed(masks, before, session.groups), recipe.name)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from prunus.core.counting import full
-from prunus.core.errors import SpecError, WeightsError
+from prunus.core.errors import NothingScored, SpecError, WeightsError
 from prunus.core.evidence import Sources
 from prunus.core.groups import Group, Member
 from prunus.core.part import Allocation, Criterion, Gate, Growth, Masks, Part, Redistribution, Reduce
@@ -123,7 +123,7 @@ def rate(part: Criterion | Growth | Gate, sources: Sources, reduce: Reduce) -> t
         scores = _mean(scores, count)
     if not scores:
         asked = ", ".join(type(e).__name__.removesuffix("Evidence") for e in evidence.values())
-        raise SpecError(
+        raise NothingScored(
             f"{type(part).__name__} scores nothing here: its evidence ({asked}) is defined on none of the "
             f"{len(sources.groups)} groups of this model at this granularity"
         )

@@ -1,0 +1,85 @@
+"""Pruning block by block: each on what the pruned and rebuilt blocks before it give."""
+
+from __future__ import annotations
+
+import copy
+import zlib
+from typing import TYPE_CHECKING
+
+import torch
+
+from prunus.core.errors import NothingScored
+from prunus.core.events import Event
+from prunus.core.groups import Group
+from prunus.core.part import Masks
+from prunus.engine.apply_ import apply_, check_ranks, parameter_masks
+from prunus.engine.decide import ranked
+from prunus.engine.rebuild import rebuilt
+from prunus.engine.score import seeded
+from prunus.engine.walk import Visit, blocks_in, check_repeatable, walk
+
+if TYPE_CHECKING:
+    from prunus.engine.session import Session
+
+OUTSIDE = "it lies in no block, and blocks are what this recipe goes through"
+
+
+def swept(session: "Session", event: Event) -> Masks:
+    """The masks of an event of a recipe that goes through the model block by block.
+
+    A block is scored, chosen from and rebuilt as a model of its own, whose calibration data is what reaches it, and
+    its weights are written before the model goes on. Groups that lie in no block keep their masks.
+    Cost: as of the recipe's parts, with a block's activations in memory instead of the model's.
+    Errors: `NothingScored` where that is so for all blocks; those of `walk`.
+    """
+    masks, skipped = dict(session.masks), dict[str, str]()
+    blocks = blocks_in(session.model, session.task)
+    own = {name: inside(name, session.groups) for name in blocks}
+    found = {g.name for groups in own.values() for g in groups}
+    skipped |= {g.name: OUTSIDE for g in session.groups if g.name not in found}
+    nothing: NothingScored | None = None
+    scored = False
+    for index, visit in enumerate(walk(session.model, session.task, blocks)):
+        groups = own[visit.name]
+        if not groups:
+            continue
+        if index == 0:
+            check_repeatable(visit)
+        part = within(session, visit, groups)
+        try:
+            chosen = ranked(part, event)
+        except NothingScored as error:
+            nothing = error
+            skipped |= {g.name: "nothing scores this block" for g in groups}
+            continue
+        scored = True
+        skipped |= part.skipped
+        check_ranks(chosen)
+        if session.recipe.reconstruct is not None:
+            chosen = rebuilt(part, chosen)
+        apply_(session.parameters, parameter_masks(groups, chosen, session.parameters))
+        masks |= chosen
+    if not scored and nothing is not None:
+        raise nothing
+    session.skipped = skipped
+    return masks
+
+
+def inside(name: str, groups: tuple[Group, ...]) -> tuple[Group, ...]:
+    """The groups all of whose members lie in a block."""
+    prefix = f"{name}." if name else ""
+    return tuple(g for g in groups if all(m.param.startswith(prefix) for m in g.members))
+
+
+def within(session: "Session", visit: Visit, groups: tuple[Group, ...]) -> "Session":
+    """The session with a block in place of the model."""
+    part = copy.copy(session)
+    part.model, part.task, part.groups = visit.block, visit.task, groups
+    part.masks = {g.name: session.masks[g.name] for g in groups}
+    part.generator, part.skipped = block_generator(session.seed, visit.name), {}
+    return part
+
+
+def block_generator(seed: int, name: str) -> torch.Generator:
+    """Each block has randomness of its own, so that a run can go on at any block."""
+    return seeded(seed + zlib.crc32(name.encode()))

@@ -1,0 +1,315 @@
+"""A model's own forward, stopped at every block: what reaches a block is what the blocks before it now give.
+
+Nothing about a forward is assumed and nothing of it is written anew: each calibration batch runs through the model in a
+thread of its own, which waits wherever a block is called. So every block gets its own arguments (masks, rotary tables,
+what an encoder gave), and what happens between blocks happens.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from prunus.core.errors import DataError, SpecError, StructureError
+from prunus.core.task import Batch, Task
+
+_here = threading.local()
+
+
+class Call(NamedTuple):
+    """What a block was called with."""
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+
+
+@dataclass(frozen=True, eq=False)
+class Visit:
+    """A block at which all batches wait.
+
+    Attributes:
+        name: its path in the model.
+        block: the module; it may be changed before the next visit.
+        calls: its arguments, one `Call` per batch; not to be changed.
+    """
+
+    name: str
+    block: nn.Module
+    calls: list[Call]
+
+    @property
+    def task(self) -> Task:
+        """The block as a model of its own, with these calls as its calibration data."""
+        first = self.calls[0]
+        return Task(calib=self.calls, forward=called, example=first.kwargs if not first.args else first.args)
+
+
+def called(block: nn.Module, call: Call) -> Any:
+    """The block's outputs on a call."""
+    return block(*call.args, **call.kwargs)
+
+
+class _Left(BaseException):
+    """Unwinds a forward that nobody waits for. No `Exception`: forwards catch these."""
+
+
+@dataclass(eq=False)
+class _Run:
+    """One batch's forward in a thread that is either running or waits at a block, never both threads at once."""
+
+    model: nn.Module
+    task: Task
+    batch: Batch
+    names: Mapping[int, str]
+    at: str | None = None
+    call: Call | None = None
+    output: Any = None
+    failed: BaseException | None = None
+    ended: bool = False
+    leaving: bool = False
+    mine: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(0))
+    theirs: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(0))
+
+    def start(self) -> None:
+        """Run up to the first block."""
+        self.thread = threading.Thread(target=self._forward, daemon=True, name="prunus-walk")
+        self.thread.start()
+        self._wait()
+
+    def go_on(self, output: Any) -> None:
+        """Return `output` from the block where it waits, and run up to the next one."""
+        self.output, self.at, self.call = output, None, None
+        self.mine.release()
+        self._wait()
+
+    def leave(self) -> None:
+        """Unwind, if it is still waiting."""
+        if not self.ended:
+            self.leaving = True
+            self.mine.release()
+            self.thread.join()
+
+    def stop(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """What a block's forward does in this thread: wait for somebody else to compute it."""
+        self.at, self.call = self.names[id(module)], Call(args, kwargs)
+        self.theirs.release()
+        self.mine.acquire()
+        if self.leaving:
+            raise _Left
+        output, self.output = self.output, None
+        return output
+
+    def _wait(self) -> None:
+        self.theirs.acquire()
+        if self.failed is not None:
+            raise self.failed
+
+    def _forward(self) -> None:
+        _here.run = self
+        try:
+            with torch.no_grad():
+                self.task.outputs(self.model, self.batch)
+        except _Left:
+            pass
+        except BaseException as error:
+            self.failed = error
+        finally:
+            self.ended = True
+            self.theirs.release()
+
+
+def walk(model: nn.Module, task: Task, blocks: Mapping[str, nn.Module]) -> Iterator[Visit]:
+    """Visit the blocks in the order in which the model runs them, all calibration batches at once.
+
+    Between two visits a block runs on all batches as it is by then. The part of the model behind the last block is not
+    run. Evaluation mode, no gradients, no key-value cache; everything is put back, also after an exception.
+
+    Cost: one forward in all, less what lies behind the last block; the inputs of one block for all batches in memory.
+    Errors: `DataError` where there is no batch; `StructureError` where batches take different ways through the blocks,
+    or a block is called again.
+    """
+    with ExitStack() as stack:
+        stack.enter_context(_stopping(blocks))
+        stack.enter_context(_evaluating(model))
+        names = {id(m): n for n, m in blocks.items()}
+        runs: list[_Run] = []
+        stack.callback(lambda: [run.leave() for run in runs])
+        for batch in task.calibration():
+            run = _Run(model, task, batch, names)
+            runs.append(run)
+            run.start()
+        if not runs:
+            raise DataError("the calibration data yields no batch: pass at least one in Task(calib=...)")
+        passed: set[str] = set()
+        while (name := _where(runs)) is not None:
+            if name in passed:
+                raise StructureError(
+                    f"{name} is called more than once in a forward, so it cannot be pruned before the model goes on: "
+                    f"take sweep='model'"
+                )
+            calls = [r.call for r in runs if r.call is not None]
+            yield Visit(name, blocks[name], calls)
+            passed.add(name)
+            if len(passed) == len(blocks):
+                return
+            del calls
+            for run in runs:
+                assert run.call is not None
+                with torch.no_grad():
+                    output = called(blocks[name], run.call)
+                run.go_on(output)
+
+
+def _where(runs: list[_Run]) -> str | None:
+    """The block at which all batches wait; None where all forwards are over."""
+    places = {r.at for r in runs}
+    if len(places) > 1:
+        told = " and ".join(sorted(repr(p) if p else "the end" for p in places))
+        raise StructureError(
+            f"calibration batches take different ways through the model: some wait at {told}. Pass batches of one kind "
+            f"(all with images, or none)"
+        )
+    return places.pop()
+
+
+@contextmanager
+def _stopping(blocks: Mapping[str, nn.Module]) -> Iterator[None]:
+    """Let the blocks wait when a run of `walk` calls them; anyone else's call goes through."""
+
+    def stub(module: nn.Module, own: Any) -> Any:
+        def forward(*args: Any, **kwargs: Any) -> Any:
+            run = getattr(_here, "run", None)
+            return own(*args, **kwargs) if run is None else run.stop(module, args, kwargs)
+
+        return forward
+
+    before = {name: module.__dict__.get("forward") for name, module in blocks.items()}
+    try:
+        for module in blocks.values():
+            module.forward = stub(module, module.forward)
+        yield
+    finally:
+        for name, module in blocks.items():
+            if before[name] is None:
+                module.__dict__.pop("forward", None)
+            else:
+                module.forward = before[name]
+
+
+@contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode, and no cache of keys and values, which would grow with every time that a block is tried."""
+    training = {m: m.training for m in model.modules()}
+    configs = {id(c): c for m in model.modules() if (c := getattr(m, "config", None)) is not None}
+    caching = [c for c in configs.values() if getattr(c, "use_cache", None) is True]
+    try:
+        model.eval()
+        for config in caching:
+            config.use_cache = False
+        yield
+    finally:
+        for config in caching:
+            config.use_cache = True
+        for module, was in training.items():
+            module.training = was
+
+
+CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
+
+
+def blocks_in(model: nn.Module, task: Task | None = None) -> dict[str, nn.Module]:
+    """The blocks of a model by their paths: the entries of its outermost lists that run once each, one after the other.
+
+    With a task one calibration batch is run, and lists are passed over (their entries' own lists are looked at) of
+    which an entry runs twice or never; without one, all lists are believed. A model without any is one block, with the
+    path "".
+    """
+    counts, overlapping = _called(model, task) if task is not None else ({}, set[str]())
+    found: dict[str, nn.Module] = {}
+    for path, container in model.named_modules():
+        inside = any(path == n or path.startswith(f"{n}.") for n in found)
+        if inside or not isinstance(container, CONTAINERS):
+            continue
+        entries = {f"{path}.{k}" if path else k: m for k, m in container._modules.items() if m is not None}
+        weighty = {n: m for n, m in entries.items() if any(True for _ in m.parameters())}
+        once = task is None or all(counts.get(id(m), 0) == 1 and n not in overlapping for n, m in weighty.items())
+        if len(weighty) > 1 and once and not any(isinstance(m, CONTAINERS[1:]) for m in weighty.values()):
+            found |= weighty
+    return found or {"": model}
+
+
+def _called(model: nn.Module, task: Task) -> tuple[dict[int, int], set[str]]:
+    """How often each module runs on the first batch, and the modules that run inside an entry of the same list."""
+    counts: dict[int, int] = {}
+    names = {id(m): n for n, m in model.named_modules()}
+    open_: list[str] = []
+    overlapping: set[str] = set()
+
+    def enter(module: nn.Module, _args: Any, _kwargs: Any) -> None:
+        name = names[id(module)]
+        counts[id(module)] = counts.get(id(module), 0) + 1
+        owner = name.rpartition(".")[0]
+        overlapping.update(n for n in open_ if n.rpartition(".")[0] == owner and n != name)
+        open_.append(name)
+
+    def leave(_module: nn.Module, _args: Any, _kwargs: Any, _output: Any) -> None:
+        open_.pop()
+
+    first = next(iter(task.calibration()), None)
+    if first is None:
+        raise DataError("the calibration data yields no batch: pass at least one in Task(calib=...)")
+    with ExitStack() as stack:
+        stack.enter_context(_evaluating(model))
+        for module in model.modules():
+            stack.enter_context(_hooked(module, enter, leave))
+        with torch.no_grad():
+            task.outputs(model, first)
+    return counts, overlapping
+
+
+@contextmanager
+def _hooked(module: nn.Module, enter: Any, leave: Any) -> Iterator[None]:
+    hooks = [
+        module.register_forward_pre_hook(enter, with_kwargs=True),
+        module.register_forward_hook(leave, with_kwargs=True, always_call=True),
+    ]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def check_repeatable(visit: Visit) -> None:
+    """Refuse a block that computes something else when it is called again with the same arguments.
+
+    Errors: `SpecError`.
+    """
+    with torch.no_grad():
+        one, other = (list(_tensors(called(visit.block, visit.calls[0]))) for _ in range(2))
+    if [t.shape for t in one] != [t.shape for t in other] or not all(map(_equal, one, other)):
+        raise SpecError(
+            f"{visit.name or 'the model'} gives something else when it runs again on the same input: it draws random "
+            f"numbers, or keeps something from call to call (pass use_cache=False in the batches, if it is a cache)"
+        )
+
+
+def _equal(a: Tensor, b: Tensor) -> bool:
+    return torch.equal(a, b) or (a.is_floating_point() and torch.allclose(a, b, 0.0, 0.0, equal_nan=True))
+
+
+def _tensors(output: Any) -> Iterable[Tensor]:
+    if isinstance(output, Tensor):
+        yield output
+    elif isinstance(output, Mapping):
+        for value in output.values():
+            yield from _tensors(value)
+    elif isinstance(output, list | tuple):
+        for value in output:
+            yield from _tensors(value)
