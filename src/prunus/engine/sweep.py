@@ -6,8 +6,6 @@ import copy
 import zlib
 from typing import TYPE_CHECKING
 
-import torch
-
 from prunus.core.errors import NothingScored
 from prunus.core.events import Event
 from prunus.core.groups import Group
@@ -76,10 +74,10 @@ def within(session: "Session", visit: Visit, groups: tuple[Group, ...]) -> "Sess
     part = copy.copy(session)
     part.model, part.task, part.groups = visit.block, visit.task, groups
     part.masks = {g.name: session.masks[g.name] for g in groups}
-    part.generator, part.skipped = block_generator(session.seed, visit.name), {}
+    part.generator, part.skipped = seeded(block_seed(session.seed, visit.name)), {}
     return part
 
 
-def block_generator(seed: int, name: str) -> torch.Generator:
+def block_seed(seed: int, name: str) -> int:
     """Each block has randomness of its own, so that a run can go on at any block."""
-    return seeded(seed + zlib.crc32(name.encode()))
+    return seed + zlib.crc32(name.encode())

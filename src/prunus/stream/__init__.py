@@ -1,0 +1,5 @@
+"""Pruning of models that need not fit into memory: one block at a time, from shards to shards."""
+
+from prunus.stream.folder import Streamed, prune_folder
+
+__all__ = ["Streamed", "prune_folder"]

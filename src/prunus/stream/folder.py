@@ -1,0 +1,361 @@
+"""A folder in, a pruned folder out, with one block of the model in memory at a time."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from prunus import __version__
+from prunus.core.budget import Budget
+from prunus.core.errors import DataError, NothingScored, Problems, PrunusError, SpecError
+from prunus.core.part import Masks
+from prunus.core.recipe import Recipe
+from prunus.core.task import Batch, Task
+from prunus.deploy.atomic import check_replaceable, new_folder, write_text
+from prunus.deploy.hf import NOTE
+from prunus.deploy.manifest import sha256_of
+from prunus.engine.prepare import resolve_budget, resolve_recipe
+from prunus.engine.session import Session
+from prunus.engine.sweep import block_seed
+from prunus.engine.walk import Visit, blocks_in, check_repeatable, walk
+from prunus.stream.shards import INDEX, Checkpoint, write_shard
+from prunus.stream.skeleton import Skeleton
+
+STATE = "state.json"
+_WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".onnx", ".gguf")
+OnBlock = Callable[[int, int, "BlockRecord"], None]
+
+
+@dataclass(frozen=True)
+class BlockRecord:
+    """What was done to a block.
+
+    Attributes:
+        name: its path in the model.
+        units: group -> how many units it has, of those that were scored.
+        kept: group -> how many stay.
+        skipped: group -> why it stayed whole.
+        masks: SHA-256 of the masks.
+        shard: the file that holds the block, and `sha256` of it.
+        seconds: how long it took, without what the model does between blocks.
+    """
+
+    name: str
+    units: dict[str, int]
+    kept: dict[str, int]
+    skipped: dict[str, str]
+    masks: str
+    shard: str
+    sha256: str
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Streamed:
+    """A pruned folder.
+
+    Attributes:
+        folder: where it lies; `from_pretrained` reads it.
+        recipe: what was done.
+        blocks: a record per block, in the order of the model.
+        outside: how many weights lie in no block and were copied as they are.
+        inside: how many weights the blocks have.
+        resumed: how many blocks an earlier run had done.
+        read, written: bytes of weights.
+        seconds: wall time of this run.
+    """
+
+    folder: Path
+    recipe: Recipe
+    blocks: tuple[BlockRecord, ...]
+    inside: int
+    outside: int
+    resumed: int
+    read: int
+    written: int
+    seconds: float
+
+    @property
+    def sparsity(self) -> float:
+        """Of the units that were scored."""
+        units = sum(n for b in self.blocks for n in b.units.values())
+        return 1 - sum(n for b in self.blocks for n in b.kept.values()) / units
+
+    @property
+    def masks(self) -> str:
+        """SHA-256 over the masks of all blocks."""
+        return hashlib.sha256("".join(b.masks for b in self.blocks).encode()).hexdigest()
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON."""
+        return {
+            "prunus": __version__,
+            "recipe": self.recipe.to_dict(),
+            "sparsity": self.sparsity,
+            "weights_in_blocks": self.inside,
+            "weights_outside": self.outside,
+            "masks": self.masks,
+            "resumed": self.resumed,
+            "bytes_read": self.read,
+            "bytes_written": self.written,
+            "seconds": self.seconds,
+            "blocks": [asdict(b) for b in self.blocks],
+        }
+
+
+@dataclass
+class _State:
+    """What an unfinished run has done so far."""
+
+    fingerprint: str
+    done: dict[str, BlockRecord] = field(default_factory=dict)
+
+    def write(self, folder: Path) -> None:
+        told = {"fingerprint": self.fingerprint, "done": {n: asdict(b) for n, b in self.done.items()}}
+        write_text(folder / STATE, json.dumps(told, indent=1) + "\n")
+
+    @classmethod
+    def read(cls, folder: Path) -> _State:
+        try:
+            told = json.loads((folder / STATE).read_text(encoding="utf-8"))
+            done = {n: BlockRecord(**b) for n, b in told["done"].items()}
+            return cls(str(told["fingerprint"]), done)
+        except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+            raise SpecError(f"{folder / STATE} is not readable ({error}): remove {folder} and start again") from None
+
+
+def prune_folder(
+    folder: str | Path,
+    out: str | Path,
+    recipe: Recipe | str,
+    batches: Sequence[Batch],
+    *,
+    sparsity: float | None = None,
+    budget: Budget | None = None,
+    seed: int = 0,
+    resume: bool = False,
+    on_block: OnBlock | None = None,
+) -> Streamed:
+    """Prune a transformers folder without ever holding more than a block of it, and what reaches that block.
+
+    The model's own forward runs on all batches at once and waits at every block; a block's weights are read from its
+    shards, pruned by the recipe as `prunus.prune` with `sweep="blocks"` does, and written to a shard of their own.
+    What lies outside of the blocks is copied byte for byte, and read only where the forward needs it.
+
+    Args:
+        folder: config.json and safetensors; only read.
+        out: where to; an earlier folder of prunus is replaced in one step when all is done.
+        recipe: prunes once, layer by layer, without gradients of the loss.
+        batches: calibration data as the model takes it (a dict of keywords, or a tensor of token ids); kept in memory.
+        sparsity, budget: how much, as in `prunus.prune`.
+        seed: of what is drawn.
+        resume: go on with an unfinished run of the same model, recipe and data; finished blocks are not pruned again,
+            only run, and the result is the same to the bit.
+        on_block: called after every block with (done, all, record).
+
+    Returns: what was done. Cost: reading and writing the weights of the model once, a forward, and the recipe's own;
+        memory: a block, what the recipe collects on it, and its inputs for all batches.
+    Errors: `DataError` for a damaged folder or data that does not fit; `SpecError` for a recipe that is not local, or
+        an unfinished run of something else; nothing is left half-written at `out`.
+    """
+    began = time.perf_counter()
+    out = Path(out)
+    recipe = _divided(resolve_recipe(recipe))
+    budget = resolve_budget(recipe, sparsity, budget)
+    check_replaceable(out, mark=NOTE)
+    checkpoint = Checkpoint(Path(folder))
+    if out.resolve() == checkpoint.folder.resolve():
+        raise SpecError(f"{out} is the folder that is read: write to another one")
+    skeleton = Skeleton(checkpoint)
+    task = Task(calib=list(batches))
+    blocks = blocks_in(skeleton.model)
+    if "" in blocks:
+        raise SpecError(f"{type(skeleton.model).__name__} has no list of blocks to go through: prune it in memory")
+    part = out.parent / f".{out.name}.unfinished"
+    state = _begun(part, _fingerprint(checkpoint, recipe, budget, seed, task.calib), resume)
+    resumed, read = len(state.done), 0
+    run = replace(recipe, sweep="model")
+    order: list[str] = []
+    with skeleton.on_demand(blocks):
+        for visit in _loaded(walk(skeleton.model, task, blocks), skeleton, state, part):
+            read += sum(checkpoint.entries[k].size for k in skeleton.keys(visit.name))
+            order.append(visit.name)
+            if visit.name not in state.done:
+                if len(order) == 1:
+                    check_repeatable(visit)
+                shard = f"model-{len(order):05d}.safetensors"
+                state.done[visit.name] = _pruned(visit, skeleton, run, budget, seed, part, shard)
+                state.write(part)
+            if on_block is not None:
+                on_block(len(order), len(blocks), state.done[visit.name])
+    if not any(b.units for b in state.done.values()):
+        raise NothingScored(f"{recipe.name} scores nothing in any block of {type(skeleton.model).__name__}")
+    records = tuple(state.done[n] for n in order)
+    inside = {k for n in order for k in skeleton.keys(n)}
+    sizes = {k: _count(e.shape) for k, e in checkpoint.entries.items()}
+    made = Streamed(
+        folder=out,
+        recipe=recipe,
+        blocks=records,
+        inside=sum(sizes[k] for k in inside),
+        outside=sum(n for k, n in sizes.items() if k not in inside),
+        resumed=resumed,
+        read=read,
+        written=checkpoint.bytes,
+        seconds=time.perf_counter() - began,
+    )
+    _finished(made, checkpoint, inside, part)
+    return made
+
+
+def _divided(recipe: Recipe) -> Recipe:
+    """The recipe, block by block, or why it cannot be."""
+    problems = Problems(f"{recipe.name} cannot be streamed")
+    recipe = replace(recipe, sweep="blocks")
+    if len(recipe.timeline(0.5, 0)) != 1 or recipe.trains:
+        problems.add(f"{type(recipe.schedule).__name__} prunes more than once, and a block is there only once")
+    for slot in ("gate", "prepare", "recover", "penalty", "prox"):
+        if getattr(recipe, slot) is not None:
+            problems.add(f"its {slot} ({type(getattr(recipe, slot)).__name__}) wants the whole model")
+    if recipe.structure == "structured":
+        problems.add("it removes whole units, which would change shapes: load the model and prune it in memory")
+    problems.raise_if_any(SpecError)
+    return recipe
+
+
+def _loaded(visits: Iterator[Visit], skeleton: Skeleton, state: _State, part: Path) -> Iterator[Visit]:
+    """The visits, each block with its weights until the next one: the pruned ones where an earlier run left them."""
+    before: nn.Module | None = None
+    for visit in visits:
+        if before is not None:
+            skeleton.evict_(before)
+        done = state.done.get(visit.name)
+        if done is None:
+            skeleton.load_(skeleton.keys(visit.name))
+        else:
+            skeleton.load_(skeleton.keys(visit.name), Checkpoint.of(part / done.shard))
+        before = visit.block
+        yield visit
+    if before is not None:
+        skeleton.evict_(before)
+
+
+def _pruned(
+    visit: Visit, skeleton: Skeleton, recipe: Recipe, budget: Budget, seed: int, part: Path, shard: str
+) -> BlockRecord:
+    """Prune a loaded block and write it."""
+    began = time.perf_counter()
+    units: dict[str, int] = {}
+    kept: dict[str, int] = {}
+    masks: Masks = {}
+    try:
+        session = Session(visit.block, recipe, visit.task, budget, seed=block_seed(seed, visit.name))
+        session.start()
+        skipped = dict(session.skipped)
+        masks = {n: m for n, m in session.masks.items() if n not in skipped}
+    except NothingScored as error:
+        skipped = {"*": str(error)}
+    for name, mask in masks.items():
+        units[name], kept[name] = mask.numel(), int(mask.sum())
+    sha = write_shard(part / shard, skeleton.stored(visit.name))
+    return BlockRecord(
+        visit.name, units, kept, skipped, _digest(masks), shard, sha, round(time.perf_counter() - began, 3)
+    )
+
+
+def _begun(part: Path, fingerprint: str, resume: bool) -> _State:
+    """The state of the unfinished run at `part`, or a new one."""
+    if not part.exists():
+        part.mkdir(parents=True)
+        state = _State(fingerprint)
+        state.write(part)
+        return state
+    if not resume:
+        raise SpecError(f"an unfinished run lies at {part}: go on with resume=True (--resume), or remove that folder")
+    state = _State.read(part)
+    if state.fingerprint != fingerprint:
+        raise SpecError(
+            f"{part} is an unfinished run of another model, recipe, budget, seed or calibration data: pass the same "
+            f"ones, or remove that folder"
+        )
+    for record in state.done.values():
+        file = part / record.shard
+        if not file.is_file() or sha256_of(file) != record.sha256:
+            raise SpecError(f"{file} is not what the unfinished run wrote: remove {part} and start again")
+    return state
+
+
+def _finished(made: Streamed, checkpoint: Checkpoint, inside: set[str], part: Path) -> None:
+    """Everything else of the folder, and the exchange of the two."""
+    rest = [k for k in checkpoint.entries if k not in inside]
+    table: dict[str, str] = {}
+    try:
+        for record in made.blocks:
+            table |= dict.fromkeys(Checkpoint.of(part / record.shard).entries, record.shard)
+        with new_folder(made.folder, mark=NOTE) as temporary:
+            if rest:
+                write_shard(temporary / "model-00000.safetensors", dict.fromkeys(rest, checkpoint))
+                table |= dict.fromkeys(rest, "model-00000.safetensors")
+            for record in made.blocks:
+                (part / record.shard).rename(temporary / record.shard)
+            index = {"metadata": {"total_size": checkpoint.bytes}, "weight_map": dict(sorted(table.items()))}
+            (temporary / INDEX).write_text(json.dumps(index, indent=1) + "\n", encoding="utf-8")
+            for file in sorted(checkpoint.folder.iterdir()):
+                if file.is_file() and file.suffix not in _WEIGHTS and file.name not in (INDEX, NOTE):
+                    shutil.copyfile(file, temporary / file.name)
+            (temporary / NOTE).write_text(json.dumps(made.to_dict(), indent=1) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise PrunusError(
+            f"could not write {made.folder}: {error}. All blocks are in {part}: free space and go on with resume=True"
+        ) from error
+    shutil.rmtree(part)
+
+
+def _fingerprint(checkpoint: Checkpoint, recipe: Recipe, budget: Budget, seed: int, batches: Any) -> str:
+    sha = hashlib.sha256(checkpoint.digest().encode())
+    told = {"recipe": recipe.to_dict(), "budget": asdict(budget), "seed": seed, "prunus": __version__}
+    sha.update(json.dumps(told, sort_keys=True, default=str).encode())
+    for batch in batches:
+        _feed(sha, batch)
+    return sha.hexdigest()
+
+
+def _feed(sha: Any, value: Any) -> None:
+    if isinstance(value, Tensor):
+        sha.update(f"{value.dtype} {tuple(value.shape)}".encode())
+        sha.update(memoryview(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()))
+    elif isinstance(value, Mapping):
+        for key in sorted(value):
+            sha.update(str(key).encode())
+            _feed(sha, value[key])
+    elif isinstance(value, list | tuple):
+        for one in value:
+            _feed(sha, one)
+    elif isinstance(value, str | int | float | bool | None):
+        sha.update(repr(value).encode())
+    else:
+        raise DataError(f"a calibration batch holds a {type(value).__name__}: pass tensors in dicts, lists or tuples")
+
+
+def _digest(masks: Masks) -> str:
+    sha = hashlib.sha256()
+    for name in sorted(masks):
+        sha.update(name.encode())
+        sha.update(memoryview(masks[name].cpu().contiguous().reshape(-1).view(torch.uint8).numpy()))
+    return sha.hexdigest()
+
+
+def _count(shape: tuple[int, ...]) -> int:
+    total = 1
+    for n in shape:
+        total *= n
+    return total
