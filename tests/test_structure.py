@@ -29,6 +29,8 @@ ALLOWED: dict[str, frozenset[str]] = {
     # The default granularity of prunus.groups is the one part the engine knows by name.
     "engine": frozenset({"core", "parts.evidence", "parts.granularity", "graph"}),
     "deploy": frozenset({"core", "graph", "engine"}),
+    # Folders of shards, block by block.
+    "stream": frozenset({"core", "graph", "engine", "deploy"}),
     "lab": ANYTHING,
     "advise": ANYTHING,
     "report": frozenset({"core", "measure"}),

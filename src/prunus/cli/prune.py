@@ -22,6 +22,7 @@ from prunus.cli.setting import (
     session_of,
     setup_from,
 )
+from prunus.cli.stream import Calib, Resume, Samples, Together, Tokenizer, patterned, streamed
 from prunus.core.errors import SpecError
 
 if TYPE_CHECKING:
@@ -30,7 +31,10 @@ if TYPE_CHECKING:
     from prunus.core.recipe import Recipe
     from prunus.lab.experiment import Setup
 
-Sparsity = Annotated[float | None, typer.Option("--sparsity", help="Fraction of the method's units to remove, [0, 1).")]
+Sparsity = Annotated[
+    str | None,
+    typer.Option("--sparsity", help="Fraction of the method's units to remove, [0, 1); or 2:4: 2 of every 4 stay."),
+]
 Macs = Annotated[float | None, typer.Option("--macs", help="Fraction of the multiply-accumulates to keep, (0, 1].")]
 Params = Annotated[float | None, typer.Option("--params", help="Fraction of all parameters to keep, (0, 1].")]
 Bytes = Annotated[float | None, typer.Option("--bytes", help="Fraction of the stored bytes to keep, (0, 1].")]
@@ -81,6 +85,11 @@ def prune(
     option: Options = None,
     pattern: Pattern = "**/*.py",
     length: Length = None,
+    calib: Calib = None,
+    samples: Samples = 128,
+    together: Together = 8,
+    tokenizer: Tokenizer = None,
+    resume: Resume = False,
     out: Out = Path("pruned"),
     dry_run: DryRun = False,
     seed: Seed = 0,
@@ -91,12 +100,36 @@ def prune(
     from prunus.core.recipe import Recipe
     from prunus.deploy.atomic import check_replaceable
 
-    recipe = with_unit(methods.find(method), unit, unit_option)
+    recipe, fraction = patterned(with_unit(methods.find(method), unit, unit_option), sparsity)
+    if calib is not None:
+        other = {"--checkpoint": checkpoint, "--data": data, "--macs": macs, "--params": params, "--bytes": bytes_}
+        clash = [n for n, v in (other | {"--latency": latency, "--ablate": ablate}).items() if v is not None]
+        if clash or steps:
+            raise SpecError(f"--calib prunes a folder once, block by block: leave out {', '.join(clash) or '--steps'}")
+        streamed(
+            network,
+            recipe,
+            fraction,
+            calib,
+            pattern=pattern,
+            length=length,
+            samples=samples,
+            together=together,
+            tokenizer=tokenizer,
+            resume=resume,
+            out=out,
+            dry_run=dry_run,
+            seed=seed,
+            json=json,
+        )
+        return
+    if resume:
+        raise SpecError("--resume goes on with a folder that is pruned block by block: it needs --calib")
     if ablate is not None:
         if not isinstance(recipe, Recipe):
             raise SpecError(f"{recipe.name} is a procedure, whose masks and scores are its own: nothing to ablate")
         recipe = methods.ablated(recipe, ablate)
-    budget = budget_from(recipe, sparsity, macs=macs, params=params, bytes=bytes_, latency=latency)
+    budget = budget_from(recipe, fraction, macs=macs, params=params, bytes=bytes_, latency=latency)
     check_replaceable(out)
     setup = setup_from(
         network,

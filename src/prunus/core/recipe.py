@@ -101,7 +101,7 @@ class Recipe:
         if any(e.regrow or e.grow or e.mark or e.settle is not None for e in self.timeline()):
             return f"{type(self.schedule).__name__} does more than prune"
         if self.scope == "global":
-            return f"with {type(self.allocate).__name__} units of all layers compete"
+            return f"with {type(self.allocate).__name__} units of all layers compete: take allocate=Uniform()"
         if self.scores_from == "labels":
             return f"{type(self.criterion).__name__} needs gradients of the loss, which is behind the last block"
         return ""

@@ -26,15 +26,18 @@ def swept(session: "Session", event: Event) -> Masks:
     """The masks of an event of a recipe that goes through the model block by block.
 
     A block is scored, chosen from and rebuilt as a model of its own, whose calibration data is what reaches it, and
-    its weights are written before the model goes on. Groups that lie in no block keep their masks.
+    its weights are written before the model goes on. Groups that lie in no block keep their masks; where they have
+    more than half of the units, the whole model is one block.
     Cost: as of the recipe's parts, with a block's activations in memory instead of the model's.
     Errors: `NothingScored` where that is so for all blocks; those of `walk`.
     """
-    masks, skipped = dict(session.masks), dict[str, str]()
+    masks = dict(session.masks)
     blocks = blocks_in(session.model, session.task)
     own = {name: inside(name, session.groups) for name in blocks}
     found = {g.name for groups in own.values() for g in groups}
-    skipped |= {g.name: OUTSIDE for g in session.groups if g.name not in found}
+    if 2 * sum(g.units for g in session.groups if g.name in found) < sum(g.units for g in session.groups):
+        blocks, own, found = {"": session.model}, {"": session.groups}, {g.name for g in session.groups}
+    skipped = {g.name: OUTSIDE for g in session.groups if g.name not in found}
     nothing: NothingScored | None = None
     scored = False
     for index, visit in enumerate(walk(session.model, session.task, blocks)):
@@ -57,8 +60,10 @@ def swept(session: "Session", event: Event) -> Masks:
             chosen = rebuilt(part, chosen)
         apply_(session.parameters, parameter_masks(groups, chosen, session.parameters))
         masks |= chosen
-    if not scored and nothing is not None:
-        raise nothing
+    if not scored:
+        raise nothing or NothingScored(
+            f"none of the {len(session.groups)} groups lies within one of the {len(blocks)} blocks: take sweep='model'"
+        )
     session.skipped = skipped
     return masks
 

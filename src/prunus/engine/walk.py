@@ -117,18 +117,20 @@ class _Run:
                 self.task.outputs(self.model, self.batch)
         except _Left:
             pass
-        except BaseException as error:
+        except BaseException as error:  # noqa: BLE001 (raised again in the caller's thread)
             self.failed = error
         finally:
             self.ended = True
             self.theirs.release()
 
 
-def walk(model: nn.Module, task: Task, blocks: Mapping[str, nn.Module]) -> Iterator[Visit]:
+def walk(model: nn.Module, task: Task, blocks: Mapping[str, nn.Module], *, through: bool = False) -> Iterator[Visit]:
     """Visit the blocks in the order in which the model runs them, all calibration batches at once.
 
     Between two visits a block runs on all batches as it is by then. The part of the model behind the last block is not
-    run. Evaluation mode, no gradients, no key-value cache; everything is put back, also after an exception.
+    run; with `through` it is on the first batch, to see that no block is called again there (`blocks_in` sees that too
+    where it is given the task). Evaluation mode, no gradients, no key-value cache; everything is put back, also after
+    an exception.
 
     Cost: one forward in all, less what lies behind the last block; the inputs of one block for all batches in memory.
     Errors: `DataError` where there is no batch; `StructureError` where batches take different ways through the blocks,
@@ -138,12 +140,13 @@ def walk(model: nn.Module, task: Task, blocks: Mapping[str, nn.Module]) -> Itera
         stack.enter_context(_stopping(blocks))
         stack.enter_context(_evaluating(model))
         names = {id(m): n for n, m in blocks.items()}
-        runs: list[_Run] = []
-        stack.callback(lambda: [run.leave() for run in runs])
+        every: list[_Run] = []
+        stack.callback(_leave, every)
         for batch in task.calibration():
             run = _Run(model, task, batch, names)
-            runs.append(run)
+            every.append(run)
             run.start()
+        runs = list(every)
         if not runs:
             raise DataError("the calibration data yields no batch: pass at least one in Task(calib=...)")
         passed: set[str] = set()
@@ -156,14 +159,22 @@ def walk(model: nn.Module, task: Task, blocks: Mapping[str, nn.Module]) -> Itera
             calls = [r.call for r in runs if r.call is not None]
             yield Visit(name, blocks[name], calls)
             passed.add(name)
-            if len(passed) == len(blocks):
+            last = len(passed) == len(blocks)
+            if last and not through:
                 return
             del calls
-            for run in runs:
+            for run in runs[:1] if last else runs:
                 assert run.call is not None
                 with torch.no_grad():
                     output = called(blocks[name], run.call)
                 run.go_on(output)
+            if last:
+                runs = runs[:1]
+
+
+def _leave(runs: list[_Run]) -> None:
+    for run in runs:
+        run.leave()
 
 
 def _where(runs: list[_Run]) -> str | None:
@@ -189,7 +200,7 @@ def _stopping(blocks: Mapping[str, nn.Module]) -> Iterator[None]:
 
         return forward
 
-    before = {name: module.__dict__.get("forward") for name, module in blocks.items()}
+    before: dict[str, Any] = {name: module.__dict__.get("forward") for name, module in blocks.items()}
     try:
         for module in blocks.values():
             module.forward = stub(module, module.forward)
@@ -226,11 +237,15 @@ CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 def blocks_in(model: nn.Module, task: Task | None = None) -> dict[str, nn.Module]:
     """The blocks of a model by their paths: the entries of its outermost lists that run once each, one after the other.
 
-    With a task one calibration batch is run, and lists are passed over (their entries' own lists are looked at) of
-    which an entry runs twice or never; without one, all lists are believed. A model without any is one block, with the
-    path "".
+    With a task one calibration batch is run, and lists are passed over (the lists within their entries are looked at)
+    of which an entry runs twice, or never, or the second one does not depend on what the first one gives (branches,
+    experts); two more runs up to there for each list. Without a task, all lists are believed. A model without any is
+    one block, with the path "".
     """
-    counts, overlapping = _called(model, task) if task is not None else ({}, set[str]())
+    batch = None if task is None else next(iter(task.calibration()), None)
+    if task is not None and batch is None:
+        raise DataError("the calibration data yields no batch: pass at least one in Task(calib=...)")
+    counts = {} if task is None else _counted(model, task, batch)
     found: dict[str, nn.Module] = {}
     for path, container in model.named_modules():
         inside = any(path == n or path.startswith(f"{n}.") for n in found)
@@ -238,52 +253,59 @@ def blocks_in(model: nn.Module, task: Task | None = None) -> dict[str, nn.Module
             continue
         entries = {f"{path}.{k}" if path else k: m for k, m in container._modules.items() if m is not None}
         weighty = {n: m for n, m in entries.items() if any(True for _ in m.parameters())}
-        once = task is None or all(counts.get(id(m), 0) == 1 and n not in overlapping for n, m in weighty.items())
-        if len(weighty) > 1 and once and not any(isinstance(m, CONTAINERS[1:]) for m in weighty.values()):
-            found |= weighty
+        if len(weighty) < 2 or any(isinstance(m, CONTAINERS[1:]) for m in weighty.values()):
+            continue
+        if task is not None:
+            first, second, *_ = weighty.values()
+            once = all(counts.get(id(m)) == 1 for m in weighty.values())
+            if not once or not _depends(model, task, batch, first, second):
+                continue
+        found |= weighty
     return found or {"": model}
 
 
-def _called(model: nn.Module, task: Task) -> tuple[dict[int, int], set[str]]:
-    """How often each module runs on the first batch, and the modules that run inside an entry of the same list."""
+def _counted(model: nn.Module, task: Task, batch: Batch) -> dict[int, int]:
+    """How often each module runs on a batch."""
     counts: dict[int, int] = {}
-    names = {id(m): n for n, m in model.named_modules()}
-    open_: list[str] = []
-    overlapping: set[str] = set()
 
     def enter(module: nn.Module, _args: Any, _kwargs: Any) -> None:
-        name = names[id(module)]
         counts[id(module)] = counts.get(id(module), 0) + 1
-        owner = name.rpartition(".")[0]
-        overlapping.update(n for n in open_ if n.rpartition(".")[0] == owner and n != name)
-        open_.append(name)
 
-    def leave(_module: nn.Module, _args: Any, _kwargs: Any, _output: Any) -> None:
-        open_.pop()
-
-    first = next(iter(task.calibration()), None)
-    if first is None:
-        raise DataError("the calibration data yields no batch: pass at least one in Task(calib=...)")
     with ExitStack() as stack:
         stack.enter_context(_evaluating(model))
         for module in model.modules():
-            stack.enter_context(_hooked(module, enter, leave))
+            stack.callback(module.register_forward_pre_hook(enter, with_kwargs=True).remove)
         with torch.no_grad():
-            task.outputs(model, first)
-    return counts, overlapping
+            task.outputs(model, batch)
+    return counts
 
 
-@contextmanager
-def _hooked(module: nn.Module, enter: Any, leave: Any) -> Iterator[None]:
-    hooks = [
-        module.register_forward_pre_hook(enter, with_kwargs=True),
-        module.register_forward_hook(leave, with_kwargs=True, always_call=True),
-    ]
-    try:
-        yield
-    finally:
-        for hook in hooks:
-            hook.remove()
+def _depends(model: nn.Module, task: Task, batch: Batch, first: nn.Module, second: nn.Module) -> bool:
+    """Whether what reaches one module changes with what another one gives."""
+    seen: list[list[Tensor]] = []
+
+    def reached(_module: nn.Module, args: Any, kwargs: Any) -> None:
+        seen.append([t.detach().clone() for t in _tensors((args, kwargs))])
+        raise _Left
+
+    def changed(_module: nn.Module, _args: Any, output: Any) -> None:
+        for t in _tensors(output):
+            if t.is_floating_point() and t.is_contiguous():
+                t.mul_(1.5).add_(0.1)
+
+    for change in (False, True):
+        with ExitStack() as stack:
+            stack.enter_context(_evaluating(model))
+            stack.callback(second.register_forward_pre_hook(reached, with_kwargs=True).remove)
+            if change:
+                stack.callback(first.register_forward_hook(changed).remove)
+            try:
+                with torch.no_grad():
+                    task.outputs(model, batch)
+            except _Left:
+                continue
+    one, other = seen
+    return [t.shape for t in one] != [t.shape for t in other] or not all(map(_equal, one, other))
 
 
 def check_repeatable(visit: Visit) -> None:

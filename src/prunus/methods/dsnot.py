@@ -16,6 +16,7 @@ dsnot = Recipe(
     allocate=Uniform(within="row"),
     reconstruct=ExpectedErrorSwaps(),
     schedule=OneShot(),
+    sweep="blocks",
     on="pretrained",
 )
 

@@ -14,6 +14,7 @@ ria = Recipe(
     criterion=RelativeImportance(),
     allocate=Uniform(within="row"),
     schedule=OneShot(),
+    sweep="blocks",
     on="pretrained",
 )
 
@@ -21,6 +22,6 @@ card = Card(
     title="RIA (relative importance and activations)",
     use_when="you would use Wanda and whole input or output channels must not be emptied",
     avoid_when="you need the channel permutation for N:M that the paper adds",
-    deviations="Inputs are those of the dense network in every layer. No channel permutation.",
+    deviations="Goes through a model block by block. No channel permutation.",
     rows=(227,),
 )

@@ -16,17 +16,18 @@ sparsegpt = Recipe(
     allocate=Uniform(),
     reconstruct=ObsUpdate(block=128, damp=0.01),
     schedule=OneShot(),
+    sweep="blocks",
     on="pretrained",
 )
 
 card = Card(
     title="SparseGPT",
     use_when="you prune a trained network once, with a few unlabelled batches and no training after it",
-    avoid_when="the whole model does not fit in memory, or you train on afterwards anyway",
+    avoid_when="you train on afterwards anyway: the update is then not worth its time",
     deviations=(
-        "Prunes every weight matrix that is seen, the classifier included (the code leaves embeddings and the output "
-        "layer alone: Element(skip_last=True)). For 2:4, allocate=NofM(2, 4). The whole model is in memory; layers are "
-        "pruned one after the other, each on inputs that the pruned ones before it give. Float64."
+        "Within a block, layers are pruned one after the other, each on inputs that the pruned ones before it give; "
+        "the code collects the inputs of all layers of a block at once. What lies in no block (embeddings, the output "
+        "layer) is left as it is, as in the code; sweep='model' prunes it too. For 2:4, allocate=NofM(2, 4)."
     ),
     rows=(124,),
 )

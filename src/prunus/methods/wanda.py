@@ -14,6 +14,7 @@ wanda = Recipe(
     criterion=InputWeighted(),
     allocate=Uniform(within="row"),
     schedule=OneShot(),
+    sweep="blocks",
     on="pretrained",
 )
 
@@ -22,8 +23,8 @@ card = Card(
     use_when="you prune a trained transformer once, with a few unlabelled batches, and want its weights untouched",
     avoid_when="you can afford SparseGPT's update, or the network is small and convolutional: its rows differ in need",
     deviations=(
-        "Inputs are those of the dense network in every layer; the code prunes block by block and takes inputs behind "
-        "pruned blocks. Prunes the classifier too (Element(skip_last=True) leaves it). For 2:4, allocate=NofM(2, 4). "
+        "Goes through a model block by block, as the code does, and leaves what lies in no block (the output layer, "
+        "the stem) as it is; sweep='model' scores everything on the dense network. For 2:4, allocate=NofM(2, 4). "
         "Weights stored as [in, out] (GPT-2's Conv1D) are compared along their outputs, where inputs make no "
         "difference: take allocate=Uniform() there."
     ),

@@ -6,17 +6,18 @@ import hashlib
 import json
 import shutil
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from prunus import __version__
 from prunus.core.budget import Budget
-from prunus.core.errors import DataError, NothingScored, Problems, PrunusError, SpecError
+from prunus.core.errors import DataError, NothingScored, Problems, PrunusError, PrunusWarning, SpecError, listed
 from prunus.core.part import Masks
 from prunus.core.recipe import Recipe
 from prunus.core.task import Batch, Task
@@ -27,7 +28,7 @@ from prunus.engine.prepare import resolve_budget, resolve_recipe
 from prunus.engine.session import Session
 from prunus.engine.sweep import block_seed
 from prunus.engine.walk import Visit, blocks_in, check_repeatable, walk
-from prunus.stream.shards import INDEX, Checkpoint, write_shard
+from prunus.stream.shards import INDEX, Checkpoint, bytes_of, write_shard
 from prunus.stream.skeleton import Skeleton
 
 STATE = "state.json"
@@ -41,9 +42,9 @@ class BlockRecord:
 
     Attributes:
         name: its path in the model.
-        units: group -> how many units it has, of those that were scored.
+        units: group -> how many units it has.
         kept: group -> how many stay.
-        skipped: group -> why it stayed whole.
+        skipped: group -> why it was not scored, and stayed whole.
         masks: SHA-256 of the masks.
         shard: the file that holds the block, and `sha256` of it.
         seconds: how long it took, without what the model does between blocks.
@@ -87,8 +88,19 @@ class Streamed:
     @property
     def sparsity(self) -> float:
         """Of the units that were scored."""
-        units = sum(n for b in self.blocks for n in b.units.values())
-        return 1 - sum(n for b in self.blocks for n in b.kept.values()) / units
+        counts = [(n, b.kept[g]) for b in self.blocks for g, n in b.units.items() if g not in b.skipped]
+        return 1 - sum(kept for _, kept in counts) / sum(n for n, _ in counts)
+
+    @property
+    def overall(self) -> float:
+        """Of all units in the blocks, those included that nothing scored."""
+        kept = sum(n for b in self.blocks for n in b.kept.values())
+        return 1 - kept / sum(n for b in self.blocks for n in b.units.values())
+
+    @property
+    def skipped(self) -> dict[str, str]:
+        """The groups that were not scored, with their blocks' paths, and why."""
+        return {f"{b.name}.{g}": why for b in self.blocks for g, why in b.skipped.items()}
 
     @property
     def masks(self) -> str:
@@ -101,6 +113,7 @@ class Streamed:
             "prunus": __version__,
             "recipe": self.recipe.to_dict(),
             "sparsity": self.sparsity,
+            "sparsity_of_all_in_blocks": self.overall,
             "weights_in_blocks": self.inside,
             "weights_outside": self.outside,
             "masks": self.masks,
@@ -171,10 +184,12 @@ def prune_folder(
     out = Path(out)
     recipe = _divided(resolve_recipe(recipe))
     budget = resolve_budget(recipe, sparsity, budget)
+    if out.resolve() == Path(folder).resolve():
+        raise SpecError(f"{out} is the folder that is read: write to another one")
+    if not batches:
+        raise DataError("the calibration data yields no batch: pass at least one")
     check_replaceable(out, mark=NOTE)
     checkpoint = Checkpoint(Path(folder))
-    if out.resolve() == checkpoint.folder.resolve():
-        raise SpecError(f"{out} is the folder that is read: write to another one")
     skeleton = Skeleton(checkpoint)
     task = Task(calib=list(batches))
     blocks = blocks_in(skeleton.model)
@@ -185,8 +200,8 @@ def prune_folder(
     resumed, read = len(state.done), 0
     run = replace(recipe, sweep="model")
     order: list[str] = []
-    with skeleton.on_demand(blocks):
-        for visit in _loaded(walk(skeleton.model, task, blocks), skeleton, state, part):
+    with _kept_if_begun(part, state), skeleton.on_demand(blocks):
+        for visit in _loaded(walk(skeleton.model, task, blocks, through=True), skeleton, state, part):
             read += sum(checkpoint.entries[k].size for k in skeleton.keys(visit.name))
             order.append(visit.name)
             if visit.name not in state.done:
@@ -197,7 +212,7 @@ def prune_folder(
                 state.write(part)
             if on_block is not None:
                 on_block(len(order), len(blocks), state.done[visit.name])
-    if not any(b.units for b in state.done.values()):
+    if all(g in b.skipped for b in state.done.values() for g in b.units):
         raise NothingScored(f"{recipe.name} scores nothing in any block of {type(skeleton.model).__name__}")
     records = tuple(state.done[n] for n in order)
     inside = {k for n in order for k in skeleton.keys(n)}
@@ -214,6 +229,14 @@ def prune_folder(
         seconds=time.perf_counter() - began,
     )
     _finished(made, checkpoint, inside, part)
+    if made.skipped:
+        warnings.warn(
+            PrunusWarning(
+                f"{made.overall:.1%} of the weights in the blocks are pruned, not {made.sparsity:.1%}: "
+                f"{len(made.skipped)} stayed whole, {listed([f'{n} ({why})' for n, why in made.skipped.items()], 2)}"
+            ),
+            stacklevel=2,
+        )
     return made
 
 
@@ -230,6 +253,17 @@ def _divided(recipe: Recipe) -> Recipe:
         problems.add("it removes whole units, which would change shapes: load the model and prune it in memory")
     problems.raise_if_any(SpecError)
     return recipe
+
+
+@contextmanager
+def _kept_if_begun(part: Path, state: _State) -> Iterator[None]:
+    """Remove the folder of the unfinished run if it ends before a block was done."""
+    try:
+        yield
+    except BaseException:
+        if not state.done:
+            shutil.rmtree(part, ignore_errors=True)
+        raise
 
 
 def _loaded(visits: Iterator[Visit], skeleton: Skeleton, state: _State, part: Path) -> Iterator[Visit]:
@@ -254,18 +288,15 @@ def _pruned(
 ) -> BlockRecord:
     """Prune a loaded block and write it."""
     began = time.perf_counter()
-    units: dict[str, int] = {}
-    kept: dict[str, int] = {}
-    masks: Masks = {}
+    session = Session(visit.block, recipe, visit.task, budget, seed=block_seed(seed, visit.name))
     try:
-        session = Session(visit.block, recipe, visit.task, budget, seed=block_seed(seed, visit.name))
         session.start()
         skipped = dict(session.skipped)
-        masks = {n: m for n, m in session.masks.items() if n not in skipped}
     except NothingScored as error:
-        skipped = {"*": str(error)}
-    for name, mask in masks.items():
-        units[name], kept[name] = mask.numel(), int(mask.sum())
+        skipped = dict.fromkeys(session.masks, str(error))
+    masks = {n: m for n, m in session.masks.items() if n not in skipped}
+    units = {n: m.numel() for n, m in session.masks.items()}
+    kept = {n: int(masks[n].sum()) if n in masks else units[n] for n in units}
     sha = write_shard(part / shard, skeleton.stored(visit.name))
     return BlockRecord(
         visit.name, units, kept, skipped, _digest(masks), shard, sha, round(time.perf_counter() - began, 3)
@@ -274,8 +305,8 @@ def _pruned(
 
 def _begun(part: Path, fingerprint: str, resume: bool) -> _State:
     """The state of the unfinished run at `part`, or a new one."""
-    if not part.exists():
-        part.mkdir(parents=True)
+    if not (part / STATE).exists():
+        part.mkdir(parents=True, exist_ok=True)
         state = _State(fingerprint)
         state.write(part)
         return state
@@ -332,7 +363,7 @@ def _fingerprint(checkpoint: Checkpoint, recipe: Recipe, budget: Budget, seed: i
 def _feed(sha: Any, value: Any) -> None:
     if isinstance(value, Tensor):
         sha.update(f"{value.dtype} {tuple(value.shape)}".encode())
-        sha.update(memoryview(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()))
+        sha.update(bytes_of(value))
     elif isinstance(value, Mapping):
         for key in sorted(value):
             sha.update(str(key).encode())
@@ -350,7 +381,7 @@ def _digest(masks: Masks) -> str:
     sha = hashlib.sha256()
     for name in sorted(masks):
         sha.update(name.encode())
-        sha.update(memoryview(masks[name].cpu().contiguous().reshape(-1).view(torch.uint8).numpy()))
+        sha.update(bytes_of(masks[name]))
     return sha.hexdigest()
 
 

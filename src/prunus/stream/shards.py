@@ -139,7 +139,7 @@ class Checkpoint:
         data = torch.empty(entry.size, dtype=torch.uint8)
         with open(entry.file, "rb", buffering=0) as file:
             file.seek(entry.start)
-            view = memoryview(data.numpy()) if entry.size else memoryview(b"")
+            view = data.numpy().data if entry.size else memoryview(b"")
             read = 0
             while read < entry.size and (n := file.readinto(view[read:])):
                 read += n
@@ -261,10 +261,15 @@ def write_shard(path: Path, tensors: Mapping[str, Tensor | Checkpoint]) -> str:
     return sha.hexdigest()
 
 
+def bytes_of(tensor: Tensor) -> memoryview:
+    """A tensor's bytes in its own order; no copy where it is contiguous and on the CPU."""
+    return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
+
+
 def _pieces(head: bytes, tensors: Mapping[str, Tensor | Checkpoint]) -> Iterator[bytes | memoryview]:
     yield head
     for name, value in tensors.items():
         if isinstance(value, Checkpoint):
             yield from value.chunks(name)
         elif value.numel():
-            yield memoryview(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+            yield bytes_of(value)

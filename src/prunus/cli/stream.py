@@ -1,0 +1,158 @@
+"""`prunus prune hf:FOLDER --calib TEXT`: a folder of any size, block by block."""
+
+from __future__ import annotations
+
+import json as jsons
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from prunus.cli.output import console, emit, planned, say, told_warnings
+from prunus.core.errors import SpecError
+
+if TYPE_CHECKING:
+    from prunus.core.procedure import Procedure
+    from prunus.core.recipe import Recipe
+    from prunus.stream import Streamed
+
+Calib = Annotated[
+    Path | None,
+    typer.Option(
+        "--calib",
+        help="Text to calibrate with, for hf:FOLDER: a file or folder (--pattern). One block is in memory at a time.",
+    ),
+]
+Samples = Annotated[int, typer.Option("--samples", min=1, help="With --calib: how many windows of text.")]
+Together = Annotated[int, typer.Option("--together", min=1, help="With --calib: windows that run at once.")]
+Tokenizer = Annotated[
+    Path | None, typer.Option("--tokenizer", help="With --calib: a folder with tokenizer.json. Default: the model's.")
+]
+Resume = Annotated[bool, typer.Option("--resume", help="With --calib: go on with the run that was stopped.")]
+
+
+def patterned(recipe: Recipe | Procedure, sparsity: str | None) -> tuple[Recipe | Procedure, float | None]:
+    """What `--sparsity` says: a fraction of the units, or a pattern such as 2:4, of which 2 of every 4 stay."""
+    if sparsity is None:
+        return recipe, None
+    kept, colon, of = sparsity.partition(":")
+    try:
+        if not colon:
+            return recipe, float(sparsity)
+        from prunus.core.procedure import Procedure
+        from prunus.parts.allocation import NofM
+
+        if isinstance(recipe, Procedure):
+            raise SpecError(
+                f"{recipe.name} is a procedure, which chooses by itself: --sparsity {sparsity} is no option"
+            )
+        return replace(recipe, allocate=NofM(int(kept), int(of))), None
+    except ValueError as error:
+        if isinstance(error, SpecError):
+            raise
+        raise SpecError(f"--sparsity {sparsity}: write a fraction such as 0.5, or a pattern such as 2:4") from None
+
+
+def streamed(
+    network: str,
+    recipe: Recipe | Procedure,
+    sparsity: float | None,
+    calib: Path,
+    *,
+    pattern: str,
+    length: int | None,
+    samples: int,
+    together: int,
+    tokenizer: Path | None,
+    resume: bool,
+    out: Path,
+    dry_run: bool,
+    seed: int,
+    json: bool,
+) -> None:
+    """Prune a transformers folder block by block and write another one that `from_pretrained` reads."""
+    from prunus.core.procedure import Procedure
+    from prunus.lab.data.calibration import calibration
+    from prunus.stream import prune_folder
+
+    prefix, _, name = network.partition(":")
+    folder = Path(name).expanduser()
+    if prefix != "hf" or not folder.is_dir():
+        raise SpecError(f"--calib is for folders of transformers models, hf:FOLDER; {network} is none")
+    if isinstance(recipe, Procedure):
+        raise SpecError(f"{recipe.name} is a procedure, which wants the whole model: load it and prune it in memory")
+    vocabulary, longest = _sizes(folder)
+    drawn = calibration(
+        calib,
+        tokenizer=tokenizer or folder,
+        pattern=pattern,
+        count=samples,
+        length=length or min(2048, longest),
+        seed=seed,
+        batch=together,
+        vocabulary=vocabulary,
+    )
+    if dry_run:
+        told = {"network": network, "method": recipe.name, "calibration": str(drawn), "out": str(out)}
+        planned(json, told, f"would prune {folder} by {recipe.name} on {drawn} and write {out}")
+        return
+    batches = [{"input_ids": ids} for ids in drawn.batches]
+    with told_warnings(), _bar(recipe.name) as on_block:
+        made = prune_folder(
+            folder, out, recipe, batches, sparsity=sparsity, seed=seed, resume=resume, on_block=on_block
+        )
+    if json:
+        emit({"folder": str(out), "calibration": str(drawn), "calibration_sha256": drawn.digest, **made.to_dict()})
+        return
+    _print(made, str(drawn))
+
+
+def _sizes(folder: Path) -> tuple[int | None, int]:
+    """How many tokens the model knows, and how many it takes at once, by its config.json."""
+    try:
+        told = jsons.loads((folder / "config.json").read_text(encoding="utf-8"))
+        text = {**told, **told.get("text_config", {})}
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        raise SpecError(f"{folder}: no config.json that can be read ({error})") from None
+    known, longest = text.get("vocab_size"), text.get("max_position_embeddings") or text.get("n_positions")
+    return (known if isinstance(known, int) else None), (longest if isinstance(longest, int) else 2048)
+
+
+@contextmanager
+def _bar(what: str) -> Iterator[Any]:
+    """A bar over the blocks on a terminal, a line per block elsewhere."""
+    import sys
+
+    if not sys.stderr.isatty():
+        yield lambda done, of, record: say(f"{what}: block {done} of {of}, {record.name}, {record.seconds:.1f} s")
+        return
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console(stderr=True), transient=True) as bar:
+        task = bar.add_task(what, total=None)
+        yield lambda done, of, record: bar.update(task, completed=done, total=of, description=f"{what}: {record.name}")
+
+
+def _print(made: Streamed, drawn: str) -> None:
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table(title=f"{made.recipe.name}: {made.overall:.2%} of the weights in the blocks are zero")
+    for name in ("block", "weights", "kept", "whole", "seconds"):
+        table.add_column(name, justify="left" if name == "block" else "right")
+    for block in made.blocks:
+        units, kept = sum(block.units.values()), sum(block.kept.values())
+        row = (f"{units:,}", f"{kept:,}", str(len(block.skipped)) if block.skipped else "", f"{block.seconds:.1f}")
+        table.add_row(escape(block.name), *row)
+    console().print(table)
+    say(f"calibrated on {drawn}")
+    say(
+        f"{made.inside:,} weights lie in blocks, {made.outside:,} outside and were copied; "
+        f"{made.read / 1e6:,.1f} MB read, {made.written / 1e6:,.1f} MB written, {made.seconds:.0f} s"
+        + (f"; {made.resumed} blocks were done by an earlier run" if made.resumed else "")
+    )
+    say(f"written: {made.folder} (from_pretrained reads it), {made.folder / 'prunus.json'}")
