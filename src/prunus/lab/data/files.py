@@ -152,6 +152,18 @@ def read_folder(
     return torch.stack(x), torch.tensor(y)
 
 
+def matching(root: Path, pattern: str) -> list[Path]:
+    """The file itself, or the files of a folder that match, ordered by name.
+
+    Raises:
+        DataError: there is none.
+    """
+    found = [root] if root.is_file() else sorted(f for f in root.glob(pattern) if f.is_file())
+    if not found:
+        raise DataError(f"{root} has no file that matches {pattern!r}: give another pattern, such as '**/*.txt'")
+    return found
+
+
 def read_text(
     root: Path, pattern: str, length: int
 ) -> list[tuple[Shaped[Tensor, "n length"], Shaped[Tensor, "n length"]]]:
@@ -162,9 +174,7 @@ def read_text(
     Raises:
         DataError: no file matches, or together they are too short for one block in every part.
     """
-    files = [root] if root.is_file() else sorted(f for f in root.glob(pattern) if f.is_file())
-    if not files:
-        raise DataError(f"{root} has no file that matches {pattern!r}: give another pattern, such as '**/*.txt'")
+    files = matching(root, pattern)
     content = b"\0".join(read_bytes(f) for f in files)
     tokens = torch.frombuffer(bytearray(content), dtype=torch.uint8) if content else torch.zeros(0, dtype=torch.uint8)
     cuts = (0, int(0.8 * len(tokens)), int(0.9 * len(tokens)), len(tokens))
