@@ -1,0 +1,96 @@
+"""`prunus prune hf:FOLDER --calib TEXT`: from the command line to a folder that `from_pretrained` reads."""
+
+from __future__ import annotations
+
+import json
+import sysconfig
+from pathlib import Path
+
+import pytest
+import torch
+
+from prunus.cli.stream import patterned
+from prunus.core.errors import SpecError
+from prunus.methods import find
+from prunus.parts.allocation import NofM
+from tests.cli.test_commands import call, told
+
+transformers = pytest.importorskip("transformers")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny language model with a tokenizer of its own, and a text beside it."""
+    from tokenizers import ByteLevelBPETokenizer
+
+    where = tmp_path_factory.mktemp("model")
+    text = (Path(sysconfig.get_paths()["stdlib"]) / "textwrap.py").read_text(encoding="utf-8")
+    (where.parent / "text.txt").write_text(text, encoding="utf-8")
+    made = ByteLevelBPETokenizer()
+    made.train_from_iterator([text], 300, special_tokens=["<|end|>"])
+    transformers.PreTrainedTokenizerFast(tokenizer_object=made._tokenizer, eos_token="<|end|>").save_pretrained(where)
+    torch.manual_seed(0)
+    config = transformers.LlamaConfig(
+        vocab_size=300,
+        hidden_size=24,
+        intermediate_size=40,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        max_position_embeddings=64,
+    )
+    transformers.LlamaForCausalLM(config).save_pretrained(where)
+    return where
+
+
+def asked(folder: Path, out: Path, *more: object) -> list[object]:
+    calib = ["--calib", folder.parent / "text.txt", "--samples", 6, "--together", 4]
+    return ["prune", f"hf:{folder}", "-m", "wanda", *calib, "-o", out, *more]
+
+
+def zeros(folder: Path) -> float:
+    model = transformers.LlamaForCausalLM.from_pretrained(folder)
+    inside = [p for n, p in model.named_parameters() if "layers" in n and p.ndim == 2]
+    return sum(int((p == 0).sum()) for p in inside) / sum(p.numel() for p in inside)
+
+
+def test_half_and_a_pattern(folder: Path, tmp_path: Path) -> None:
+    printed = call(*asked(folder, tmp_path / "half", "--sparsity", 0.5)).output
+    assert "50.00% of the weights in the blocks are zero" in printed and "model.layers.1" in printed
+    assert "6 windows of 64 tokens" in printed  # as long as the model takes
+    assert zeros(tmp_path / "half") == 0.5
+    assert (tmp_path / "half" / "tokenizer.json").read_bytes() == (folder / "tokenizer.json").read_bytes()
+    found = told(*asked(folder, tmp_path / "pattern", "--sparsity", "1:4", "--length", 32))
+    assert found["sparsity"] == 0.75 and found["recipe"]["allocate"] == NofM(1, 4).to_dict()
+    assert len(found["calibration_sha256"]) == 64
+    assert zeros(tmp_path / "pattern") == 0.75
+    assert found == json.loads((tmp_path / "pattern" / "prunus.json").read_text()) | {
+        k: found[k] for k in ("folder", "calibration", "calibration_sha256")
+    }
+
+
+def test_a_plan_writes_nothing(folder: Path, tmp_path: Path) -> None:
+    plan = told(*asked(folder, tmp_path / "out", "--sparsity", 0.5, "--dry-run"))
+    assert "6 windows" in plan["calibration"] and not list(tmp_path.iterdir())
+
+
+def test_what_does_not_go_together(folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    for more, why in (
+        (("--macs", 0.5), "leave out --macs"),
+        (("--steps", 5, "--sparsity", 0.5), "leave out --steps"),
+        (("--sparsity", "2/4"), "a pattern such as 2:4"),
+        ((), "how much"),
+    ):
+        assert why in call(*asked(folder, out, *more), code=2).output
+    assert "needs --calib" in call("prune", "resnet20", "--sparsity", 0.5, "--resume", code=2).output
+    assert "hf:FOLDER" in call("prune", "resnet20", "--calib", folder, "--sparsity", 0.5, code=2).output
+    assert not list(tmp_path.iterdir())
+
+
+def test_patterns_are_read() -> None:
+    recipe, fraction = patterned(find("sparsegpt"), "4:8")
+    assert fraction is None and getattr(recipe, "allocate", None) == NofM(4, 8)
+    assert patterned(find("sparsegpt"), "0.7")[1] == 0.7
+    for wrong in ("x", "2:x", "4:2"):
+        with pytest.raises(SpecError):
+            patterned(find("sparsegpt"), wrong)
