@@ -29,7 +29,12 @@ def test_the_pages_that_promise_examples_have_them() -> None:
 def test_the_examples_run(page: Path, tmp_path: Path) -> None:
     pytest.importorskip("sklearn", reason="the examples use scikit-learn's digits")
     script = tmp_path / "example.py"
-    script.write_text("import torch\n\ntorch.set_num_threads(1)\ntorch.manual_seed(0)\n\n" + program(page))
+    head = "import torch\n\ntorch.set_num_threads(1)\ntorch.manual_seed(0)\n\n"
+    if "transformers" in program(page):
+        pytest.importorskip("transformers")
+        # What lets it be imported beside a torch that torchvision was not built for.
+        head = f"import sys\n\nsys.path.append({str(ROOT / 'tests')!r})\nimport conftest\n\n" + head
+    script.write_text(head + program(page))
     path = os.pathsep.join([str(ROOT / "src"), *filter(None, [os.environ.get("PYTHONPATH")])])
     done = subprocess.run(
         # What the package warns of is no example to follow.
