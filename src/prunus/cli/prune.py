@@ -22,7 +22,7 @@ from prunus.cli.setting import (
     session_of,
     setup_from,
 )
-from prunus.cli.stream import Calib, Resume, Samples, Together, Tokenizer, patterned, streamed
+from prunus.cli.stream import Calib, Memory, Resume, Samples, Together, Tokenizer, patterned, streamed
 from prunus.core.errors import SpecError
 
 if TYPE_CHECKING:
@@ -89,6 +89,7 @@ def prune(
     samples: Samples = 128,
     together: Together = 8,
     tokenizer: Tokenizer = None,
+    memory: Memory = None,
     resume: Resume = False,
     out: Out = Path("pruned"),
     dry_run: DryRun = False,
@@ -116,6 +117,7 @@ def prune(
             samples=samples,
             together=together,
             tokenizer=tokenizer,
+            memory=memory,
             resume=resume,
             out=out,
             dry_run=dry_run,

@@ -31,6 +31,10 @@ Together = Annotated[int, typer.Option("--together", min=1, help="With --calib: 
 Tokenizer = Annotated[
     Path | None, typer.Option("--tokenizer", help="With --calib: a folder with tokenizer.json. Default: the model's.")
 ]
+Memory = Annotated[
+    float | None,
+    typer.Option("--memory", min=0, help="With --calib: GB of activations that wait in memory; the rest in files."),
+]
 Resume = Annotated[bool, typer.Option("--resume", help="With --calib: go on with the run that was stopped.")]
 
 
@@ -67,6 +71,7 @@ def streamed(
     samples: int,
     together: int,
     tokenizer: Path | None,
+    memory: float | None,
     resume: bool,
     out: Path,
     dry_run: bool,
@@ -102,7 +107,15 @@ def streamed(
     batches = [{"input_ids": ids} for ids in drawn.batches]
     with told_warnings(), _bar(recipe.name) as on_block:
         made = prune_folder(
-            folder, out, recipe, batches, sparsity=sparsity, seed=seed, resume=resume, on_block=on_block
+            folder,
+            out,
+            recipe,
+            batches,
+            sparsity=sparsity,
+            seed=seed,
+            resume=resume,
+            memory=None if memory is None else int(memory * 1e9),
+            on_block=on_block,
         )
     if json:
         emit({"folder": str(out), "calibration": str(drawn), "calibration_sha256": drawn.digest, **made.to_dict()})
@@ -152,7 +165,8 @@ def _print(made: Streamed, drawn: str) -> None:
     say(f"calibrated on {drawn}")
     say(
         f"{made.inside:,} weights lie in blocks, {made.outside:,} outside and were copied; "
-        f"{made.read / 1e6:,.1f} MB read, {made.written / 1e6:,.1f} MB written, {made.seconds:.0f} s"
+        f"{made.read / 1e6:,.1f} MB read, {made.written / 1e6:,.1f} MB written, "
+        f"{made.activations / 1e6:,.1f} MB of activations, {made.seconds:.0f} s"
         + (f"; {made.resumed} blocks were done by an earlier run" if made.resumed else "")
     )
     say(f"written: {made.folder} (from_pretrained reads it), {made.folder / 'prunus.json'}")

@@ -8,7 +8,7 @@ what an encoder gave), and what happens between blocks happens.
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -36,12 +36,12 @@ class Visit:
     Attributes:
         name: its path in the model.
         block: the module; it may be changed before the next visit.
-        calls: its arguments, one `Call` per batch; not to be changed.
+        calls: its arguments, one `Call` per batch, taken anew whenever they are looked at; not to be changed.
     """
 
     name: str
     block: nn.Module
-    calls: list[Call]
+    calls: Sequence[Call]
 
     @property
     def task(self) -> Task:
@@ -50,9 +50,31 @@ class Visit:
         return Task(calib=self.calls, forward=called, example=first.kwargs if not first.args else first.args)
 
 
+class _Calls(Sequence[Call]):
+    """What all batches wait with."""
+
+    def __init__(self, runs: list[_Run], take: Callable[[Any], Any]) -> None:
+        self._calls = [r.call for r in runs if r.call is not None]
+        self._take = take
+
+    def __len__(self) -> int:
+        return len(self._calls)
+
+    def __getitem__(self, index: Any) -> Any:
+        return Call(*self._take(tuple(self._calls[index])))
+
+    def drop(self, index: int) -> None:
+        """Forget one, so that it is not kept in memory longer than the forward keeps it."""
+        self._calls[index] = Call((), {})
+
+
 def called(block: nn.Module, call: Call) -> Any:
     """The block's outputs on a call."""
     return block(*call.args, **call.kwargs)
+
+
+def _same(value: Any) -> Any:
+    return value
 
 
 class _Left(BaseException):
@@ -124,13 +146,21 @@ class _Run:
             self.theirs.release()
 
 
-def walk(model: nn.Module, task: Task, blocks: Mapping[str, nn.Module], *, through: bool = False) -> Iterator[Visit]:
+def walk(
+    model: nn.Module,
+    task: Task,
+    blocks: Mapping[str, nn.Module],
+    *,
+    through: bool = False,
+    put: Callable[[Any], Any] = _same,
+    take: Callable[[Any], Any] = _same,
+) -> Iterator[Visit]:
     """Visit the blocks in the order in which the model runs them, all calibration batches at once.
 
     Between two visits a block runs on all batches as it is by then. The part of the model behind the last block is not
     run; with `through` it is on the first batch, to see that no block is called again there (`blocks_in` sees that too
     where it is given the task). Evaluation mode, no gradients, no key-value cache; everything is put back, also after
-    an exception.
+    an exception. `put` may lay what a block gave elsewhere, nested tensors as they are, and `take` brings it back.
 
     Cost: one forward in all, less what lies behind the last block; the inputs of one block for all batches in memory.
     Errors: `DataError` where there is no batch; `StructureError` where batches take different ways through the blocks,
@@ -156,18 +186,18 @@ def walk(model: nn.Module, task: Task, blocks: Mapping[str, nn.Module], *, throu
                     f"{name} is called more than once in a forward, so it cannot be pruned before the model goes on: "
                     f"take sweep='model'"
                 )
-            calls = [r.call for r in runs if r.call is not None]
+            calls = _Calls(runs, take)
             yield Visit(name, blocks[name], calls)
             passed.add(name)
             last = len(passed) == len(blocks)
             if last and not through:
                 return
-            del calls
-            for run in runs[:1] if last else runs:
-                assert run.call is not None
+            for index, run in enumerate(runs[:1] if last else runs):
                 with torch.no_grad():
-                    output = called(blocks[name], run.call)
+                    output = put(called(blocks[name], calls[index]))
+                calls.drop(index)
                 run.go_on(output)
+                del output
             if last:
                 runs = runs[:1]
 

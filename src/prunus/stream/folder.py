@@ -8,8 +8,7 @@ import shutil
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,43 +20,19 @@ from prunus.core.errors import DataError, NothingScored, Problems, PrunusError, 
 from prunus.core.part import Masks
 from prunus.core.recipe import Recipe
 from prunus.core.task import Batch, Task
-from prunus.deploy.atomic import check_replaceable, new_folder, write_text
+from prunus.deploy.atomic import check_replaceable, new_folder
 from prunus.deploy.hf import NOTE
-from prunus.deploy.manifest import sha256_of
 from prunus.engine.prepare import resolve_budget, resolve_recipe
 from prunus.engine.session import Session
 from prunus.engine.sweep import block_seed
 from prunus.engine.walk import Visit, blocks_in, check_repeatable, walk
 from prunus.stream.shards import INDEX, Checkpoint, bytes_of, write_shard
+from prunus.stream.shelf import Shelf
 from prunus.stream.skeleton import Skeleton
+from prunus.stream.state import BlockRecord, State, begun, kept_if_begun
 
-STATE = "state.json"
 _WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".onnx", ".gguf")
-OnBlock = Callable[[int, int, "BlockRecord"], None]
-
-
-@dataclass(frozen=True)
-class BlockRecord:
-    """What was done to a block.
-
-    Attributes:
-        name: its path in the model.
-        units: group -> how many units it has.
-        kept: group -> how many stay.
-        skipped: group -> why it was not scored, and stayed whole.
-        masks: SHA-256 of the masks.
-        shard: the file that holds the block, and `sha256` of it.
-        seconds: how long it took, without what the model does between blocks.
-    """
-
-    name: str
-    units: dict[str, int]
-    kept: dict[str, int]
-    skipped: dict[str, str]
-    masks: str
-    shard: str
-    sha256: str
-    seconds: float
+OnBlock = Callable[[int, int, BlockRecord], None]
 
 
 @dataclass(frozen=True)
@@ -72,6 +47,7 @@ class Streamed:
         inside: how many weights the blocks have.
         resumed: how many blocks an earlier run had done.
         read, written: bytes of weights.
+        activations: the most bytes of activations that waited between blocks, in memory or in files.
         seconds: wall time of this run.
     """
 
@@ -83,6 +59,7 @@ class Streamed:
     resumed: int
     read: int
     written: int
+    activations: int
     seconds: float
 
     @property
@@ -120,30 +97,10 @@ class Streamed:
             "resumed": self.resumed,
             "bytes_read": self.read,
             "bytes_written": self.written,
+            "bytes_of_activations": self.activations,
             "seconds": self.seconds,
             "blocks": [asdict(b) for b in self.blocks],
         }
-
-
-@dataclass
-class _State:
-    """What an unfinished run has done so far."""
-
-    fingerprint: str
-    done: dict[str, BlockRecord] = field(default_factory=dict)
-
-    def write(self, folder: Path) -> None:
-        told = {"fingerprint": self.fingerprint, "done": {n: asdict(b) for n, b in self.done.items()}}
-        write_text(folder / STATE, json.dumps(told, indent=1) + "\n")
-
-    @classmethod
-    def read(cls, folder: Path) -> _State:
-        try:
-            told = json.loads((folder / STATE).read_text(encoding="utf-8"))
-            done = {n: BlockRecord(**b) for n, b in told["done"].items()}
-            return cls(str(told["fingerprint"]), done)
-        except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-            raise SpecError(f"{folder / STATE} is not readable ({error}): remove {folder} and start again") from None
 
 
 def prune_folder(
@@ -156,6 +113,7 @@ def prune_folder(
     budget: Budget | None = None,
     seed: int = 0,
     resume: bool = False,
+    memory: int | None = None,
     on_block: OnBlock | None = None,
 ) -> Streamed:
     """Prune a transformers folder without ever holding more than a block of it, and what reaches that block.
@@ -173,6 +131,7 @@ def prune_folder(
         seed: of what is drawn.
         resume: go on with an unfinished run of the same model, recipe and data; finished blocks are not pruned again,
             only run, and the result is the same to the bit.
+        memory: bytes of activations that may wait in memory; beyond, they wait in files beside `out`. None: all.
         on_block: called after every block with (done, all, record).
 
     Returns: what was done. Cost: reading and writing the weights of the model once, a forward, and the recipe's own;
@@ -196,12 +155,14 @@ def prune_folder(
     if "" in blocks:
         raise SpecError(f"{type(skeleton.model).__name__} has no list of blocks to go through: prune it in memory")
     part = out.parent / f".{out.name}.unfinished"
-    state = _begun(part, _fingerprint(checkpoint, recipe, budget, seed, task.calib), resume)
+    state = begun(part, _fingerprint(checkpoint, recipe, budget, seed, task.calib), resume)
     resumed, read = len(state.done), 0
     run = replace(recipe, sweep="model")
     order: list[str] = []
-    with _kept_if_begun(part, state), skeleton.on_demand(blocks):
-        for visit in _loaded(walk(skeleton.model, task, blocks, through=True), skeleton, state, part):
+    shelf = Shelf(part, memory)
+    with kept_if_begun(part, state), skeleton.on_demand(blocks):
+        visits = walk(skeleton.model, task, blocks, through=True, put=shelf.put, take=shelf.take)
+        for visit in _loaded(visits, skeleton, state, part):
             read += sum(checkpoint.entries[k].size for k in skeleton.keys(visit.name))
             order.append(visit.name)
             if visit.name not in state.done:
@@ -226,6 +187,7 @@ def prune_folder(
         resumed=resumed,
         read=read,
         written=checkpoint.bytes,
+        activations=shelf.most,
         seconds=time.perf_counter() - began,
     )
     _finished(made, checkpoint, inside, part)
@@ -255,18 +217,7 @@ def _divided(recipe: Recipe) -> Recipe:
     return recipe
 
 
-@contextmanager
-def _kept_if_begun(part: Path, state: _State) -> Iterator[None]:
-    """Remove the folder of the unfinished run if it ends before a block was done."""
-    try:
-        yield
-    except BaseException:
-        if not state.done:
-            shutil.rmtree(part, ignore_errors=True)
-        raise
-
-
-def _loaded(visits: Iterator[Visit], skeleton: Skeleton, state: _State, part: Path) -> Iterator[Visit]:
+def _loaded(visits: Iterator[Visit], skeleton: Skeleton, state: State, part: Path) -> Iterator[Visit]:
     """The visits, each block with its weights until the next one: the pruned ones where an earlier run left them."""
     before: nn.Module | None = None
     for visit in visits:
@@ -301,28 +252,6 @@ def _pruned(
     return BlockRecord(
         visit.name, units, kept, skipped, _digest(masks), shard, sha, round(time.perf_counter() - began, 3)
     )
-
-
-def _begun(part: Path, fingerprint: str, resume: bool) -> _State:
-    """The state of the unfinished run at `part`, or a new one."""
-    if not (part / STATE).exists():
-        part.mkdir(parents=True, exist_ok=True)
-        state = _State(fingerprint)
-        state.write(part)
-        return state
-    if not resume:
-        raise SpecError(f"an unfinished run lies at {part}: go on with resume=True (--resume), or remove that folder")
-    state = _State.read(part)
-    if state.fingerprint != fingerprint:
-        raise SpecError(
-            f"{part} is an unfinished run of another model, recipe, budget, seed or calibration data: pass the same "
-            f"ones, or remove that folder"
-        )
-    for record in state.done.values():
-        file = part / record.shard
-        if not file.is_file() or sha256_of(file) != record.sha256:
-            raise SpecError(f"{file} is not what the unfinished run wrote: remove {part} and start again")
-    return state
 
 
 def _finished(made: Streamed, checkpoint: Checkpoint, inside: set[str], part: Path) -> None:
