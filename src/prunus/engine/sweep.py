@@ -14,7 +14,7 @@ from prunus.engine.apply_ import apply_, check_ranks, parameter_masks
 from prunus.engine.decide import ranked
 from prunus.engine.rebuild import rebuilt
 from prunus.engine.score import seeded
-from prunus.engine.walk import Visit, blocks_in, check_repeatable, walk
+from prunus.engine.walk import Visit, blocks_in, chained, check_repeatable, walk
 
 if TYPE_CHECKING:
     from prunus.engine.session import Session
@@ -26,17 +26,18 @@ def swept(session: "Session", event: Event) -> Masks:
     """The masks of an event of a recipe that goes through the model block by block.
 
     A block is scored, chosen from and rebuilt as a model of its own, whose calibration data is what reaches it, and
-    its weights are written before the model goes on. Groups that lie in no block keep their masks; where they have
-    more than half of the units, the whole model is one block.
+    its weights are written before the model goes on. Groups that lie in no block keep their masks. Where layers
+    that follow each other have less than half of the units, the whole model is one block.
     Cost: as of the recipe's parts, with a block's activations in memory instead of the model's.
     Errors: `NothingScored` where that is so for all blocks; those of `walk`.
     """
     masks = dict(session.masks)
     blocks = blocks_in(session.model, session.task)
     own = {name: inside(name, session.groups) for name in blocks}
+    layers = chained(session.model, session.task, blocks)
+    if 2 * sum(g.units for name in layers for g in own[name]) < sum(g.units for g in session.groups):
+        blocks, own = {"": session.model}, {"": session.groups}
     found = {g.name for groups in own.values() for g in groups}
-    if 2 * sum(g.units for g in session.groups if g.name in found) < sum(g.units for g in session.groups):
-        blocks, own, found = {"": session.model}, {"": session.groups}, {g.name for g in session.groups}
     skipped = {g.name: OUTSIDE for g in session.groups if g.name not in found}
     nothing: NothingScored | None = None
     scored = False

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -167,7 +167,7 @@ def walk(
     or a block is called again.
     """
     with ExitStack() as stack:
-        stack.enter_context(_stopping(blocks))
+        stack.enter_context(_instead(blocks.values(), _stopped))
         stack.enter_context(_evaluating(model))
         names = {id(m): n for n, m in blocks.items()}
         every: list[_Run] = []
@@ -219,28 +219,10 @@ def _where(runs: list[_Run]) -> str | None:
     return places.pop()
 
 
-@contextmanager
-def _stopping(blocks: Mapping[str, nn.Module]) -> Iterator[None]:
-    """Let the blocks wait when a run of `walk` calls them; anyone else's call goes through."""
-
-    def stub(module: nn.Module, own: Any) -> Any:
-        def forward(*args: Any, **kwargs: Any) -> Any:
-            run = getattr(_here, "run", None)
-            return own(*args, **kwargs) if run is None else run.stop(module, args, kwargs)
-
-        return forward
-
-    before: dict[str, Any] = {name: module.__dict__.get("forward") for name, module in blocks.items()}
-    try:
-        for module in blocks.values():
-            module.forward = stub(module, module.forward)
-        yield
-    finally:
-        for name, module in blocks.items():
-            if before[name] is None:
-                module.__dict__.pop("forward", None)
-            else:
-                module.forward = before[name]
+def _stopped(module: nn.Module, own: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Let a block wait when a run of `walk` calls it; anyone else's call goes through."""
+    run = getattr(_here, "run", None)
+    return own(*args, **kwargs) if run is None else run.stop(module, args, kwargs)
 
 
 @contextmanager
@@ -265,17 +247,13 @@ CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 
 
 def blocks_in(model: nn.Module, task: Task | None = None) -> dict[str, nn.Module]:
-    """The blocks of a model by their paths: the entries of its outermost lists that run once each, one after the other.
+    """The blocks of a model by their paths: the entries of its outermost lists, each of which runs once in a forward.
 
-    With a task one calibration batch is run, and lists are passed over (the lists within their entries are looked at)
-    of which an entry runs twice, or never, or the second one does not depend on what the first one gives (branches,
-    experts); two more runs up to there for each list. Without a task, all lists are believed. A model without any is
-    one block, with the path "".
+    With a task one calibration batch is run, and lists of which an entry runs twice or never are passed over (the lists
+    within their entries are looked at). Without one, all lists are believed. A model without any is one block, with
+    the path "".
     """
-    batch = None if task is None else next(iter(task.calibration()), None)
-    if task is not None and batch is None:
-        raise DataError("the calibration data yields no batch: pass at least one in Task(calib=...)")
-    counts = {} if task is None else _counted(model, task, batch)
+    counts = None if task is None else _counted(model, task)
     found: dict[str, nn.Module] = {}
     for path, container in model.named_modules():
         inside = any(path == n or path.startswith(f"{n}.") for n in found)
@@ -285,57 +263,93 @@ def blocks_in(model: nn.Module, task: Task | None = None) -> dict[str, nn.Module
         weighty = {n: m for n, m in entries.items() if any(True for _ in m.parameters())}
         if len(weighty) < 2 or any(isinstance(m, CONTAINERS[1:]) for m in weighty.values()):
             continue
-        if task is not None:
-            first, second, *_ = weighty.values()
-            once = all(counts.get(id(m)) == 1 for m in weighty.values())
-            if not once or not _depends(model, task, batch, first, second):
-                continue
-        found |= weighty
+        if counts is None or all(counts.get(n) == 1 for n in weighty):
+            found |= weighty
     return found or {"": model}
 
 
-def _counted(model: nn.Module, task: Task, batch: Batch) -> dict[int, int]:
-    """How often each module runs on a batch."""
-    counts: dict[int, int] = {}
+def chained(model: nn.Module, task: Task, blocks: Mapping[str, nn.Module]) -> set[str]:
+    """The blocks of those lists whose second entry is given something else when the first one gives something else.
 
-    def enter(module: nn.Module, _args: Any, _kwargs: Any) -> None:
-        counts[id(module)] = counts.get(id(module), 0) + 1
+    Layers of a network are; experts and branches, which all read the same, are not. Cost: two forwards up to there for
+    every list.
+    """
+    lists: dict[str, list[str]] = {}
+    for name in blocks:
+        lists.setdefault(name.rpartition(".")[0], []).append(name)
+    pairs = {path: (blocks[names[0]], blocks[names[1]]) for path, names in lists.items() if len(names) > 1}
+    return {n for path, names in lists.items() if path in pairs and _depends(model, task, *pairs[path]) for n in names}
 
-    with ExitStack() as stack:
-        stack.enter_context(_evaluating(model))
-        for module in model.modules():
-            stack.callback(module.register_forward_pre_hook(enter, with_kwargs=True).remove)
-        with torch.no_grad():
-            task.outputs(model, batch)
+
+def _first(task: Task) -> Batch:
+    for batch in task.calibration():
+        return batch
+    raise DataError("the calibration data yields no batch: pass at least one in Task(calib=...)")
+
+
+def _counted(model: nn.Module, task: Task) -> dict[str, int]:
+    """How often each entry of a list runs on the first batch."""
+    counts: dict[str, int] = {}
+    entries = {
+        f"{path}.{k}" if path else k: m
+        for path, c in model.named_modules()
+        if isinstance(c, CONTAINERS)
+        for k, m in c._modules.items()
+        if m is not None
+    }
+    names = {id(m): n for n, m in entries.items()}
+
+    def count(module: nn.Module, own: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        counts[names[id(module)]] = counts.get(names[id(module)], 0) + 1
+        return own(*args, **kwargs)
+
+    with _instead(entries.values(), count), _evaluating(model), torch.no_grad():
+        task.outputs(model, _first(task))
     return counts
 
 
-def _depends(model: nn.Module, task: Task, batch: Batch, first: nn.Module, second: nn.Module) -> bool:
+def _depends(model: nn.Module, task: Task, first: nn.Module, second: nn.Module) -> bool:
     """Whether what reaches one module changes with what another one gives."""
     seen: list[list[Tensor]] = []
+    change = False
 
-    def reached(_module: nn.Module, args: Any, kwargs: Any) -> None:
-        seen.append([t.detach().clone() for t in _tensors((args, kwargs))])
-        raise _Left
+    def watched(module: nn.Module, own: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if module is second:
+            seen.append([t.detach().clone() for t in _tensors((args, kwargs))])
+            raise _Left
+        output = own(*args, **kwargs)
+        for t in _tensors(output) if change else ():
+            if t.is_floating_point():
+                with suppress(RuntimeError):  # several places of one number cannot be written to
+                    t.mul_(1.5).add_(0.1)
+        return output
 
-    def changed(_module: nn.Module, _args: Any, output: Any) -> None:
-        for t in _tensors(output):
-            if t.is_floating_point() and t.is_contiguous():
-                t.mul_(1.5).add_(0.1)
-
-    for change in (False, True):
-        with ExitStack() as stack:
-            stack.enter_context(_evaluating(model))
-            stack.callback(second.register_forward_pre_hook(reached, with_kwargs=True).remove)
-            if change:
-                stack.callback(first.register_forward_hook(changed).remove)
-            try:
-                with torch.no_grad():
-                    task.outputs(model, batch)
-            except _Left:
-                continue
+    for change in (False, True):  # noqa: B007 (`watched` reads it)
+        with _instead((first, second), watched), _evaluating(model), torch.no_grad(), suppress(_Left):
+            task.outputs(model, _first(task))
     one, other = seen
     return [t.shape for t in one] != [t.shape for t in other] or not all(map(_equal, one, other))
+
+
+@contextmanager
+def _instead(modules: Iterable[nn.Module], act: Callable[..., Any]) -> Iterator[None]:
+    """While inside, `act(module, own forward, args, kwargs)` takes the place of the forwards of modules."""
+    found = list({id(m): m for m in modules}.values())
+
+    def stub(module: nn.Module, own: Any) -> Any:
+        return lambda *args, **kwargs: act(module, own, args, kwargs)
+
+    before: list[Any] = [m.__dict__.get("forward") for m in found]
+    try:
+        for module in found:
+            module.forward = stub(module, module.forward)
+        yield
+    finally:
+        for module, own in zip(found, before, strict=True):
+            if own is None:
+                module.__dict__.pop("forward", None)
+            else:
+                module.forward = own
 
 
 def check_repeatable(visit: Visit) -> None:

@@ -153,7 +153,8 @@ def prune_folder(
     task = Task(calib=list(batches))
     blocks = blocks_in(skeleton.model)
     if "" in blocks:
-        raise SpecError(f"{type(skeleton.model).__name__} has no list of blocks to go through: prune it in memory")
+        what = f"{type(skeleton.model).__name__} has no list of blocks: all of it is in memory at once"
+        warnings.warn(PrunusWarning(what), stacklevel=2)
     part = out.parent / f".{out.name}.unfinished"
     state = begun(part, _fingerprint(checkpoint, recipe, budget, seed, task.calib), resume)
     resumed, read = len(state.done), 0

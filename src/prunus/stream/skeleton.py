@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -47,10 +48,13 @@ class Skeleton:
         checkpoint: the folder's weights.
         targets: tensor of the folder -> the parameter or buffer that it is, or is a part of; None for what the model
             does not have.
+        large: from how many bytes on a tensor outside of the blocks is read only when it is needed.
 
     Errors: `MissingExtraError` without transformers; `SpecError` where the class is not one of transformers' own;
         `DataError` where the folder lacks a weight of the model.
     """
+
+    large = 1 << 23
 
     def __init__(self, checkpoint: Checkpoint) -> None:
         transformers = require("transformers", extra="hf")
@@ -124,20 +128,25 @@ class Skeleton:
 
     @contextmanager
     def on_demand(self, blocks: Mapping[str, nn.Module]) -> Iterator[None]:
-        """Load what lies outside of the blocks when the module that holds it is called."""
+        """Load what lies outside of the blocks: small tensors now, large ones (tables of embeddings, the output layer)
+        when the module that holds them is called.
+        """
         inside = {id(m) for b in blocks.values() for m in b.modules()}
         waiting: dict[int, list[str]] = {}
+        now: list[str] = []
         for path, module in self.model.named_modules():
             own = [f"{path}.{n}" if path else n for n in (*module._parameters, *module._buffers)]
             names = {tied for n in own for tied in self._ties.get(n, (n,))}
-            keys = [k for k, t in self.targets.items() if t in names]
-            if keys and id(module) not in inside:
-                waiting[id(module)] = keys
+            for key in (k for k, t in self.targets.items() if t in names and id(module) not in inside):
+                if self.checkpoint.entries[key].size < self.large:
+                    now.append(key)
+                else:
+                    waiting.setdefault(id(module), []).append(key)
 
         def load(module: nn.Module, _args: Any) -> None:
-            missing = [k for k in waiting.pop(id(module), ()) if self._empty(k)]
-            self.load_(missing)
+            self.load_([k for k in waiting.pop(id(module), ()) if self._empty(k)])
 
+        self.load_(dict.fromkeys(now))
         with ExitStack() as stack:
             for module in self.model.modules():
                 if id(module) in waiting:
@@ -145,10 +154,8 @@ class Skeleton:
             yield
 
     def _empty(self, key: str) -> bool:
-        name = self.targets[key]
-        path, _, leaf = str(name).rpartition(".")
-        tensor = getattr(self.model.get_submodule(path), leaf)
-        return bool(tensor.is_meta) or leaf in self.model.get_submodule(path)._buffers
+        path, _, leaf = str(self.targets[key]).rpartition(".")
+        return bool(getattr(self.model.get_submodule(path), leaf).is_meta)
 
     def _tie_(self, name: str) -> None:
         """Let all modules that share a parameter share it again."""
@@ -180,6 +187,13 @@ class Skeleton:
     def _check(self) -> None:
         there = {n for made in self._made.values() for t in made for n in self._ties.get(t, (t,))}
         missing = sorted(n for n, _ in self.model.named_parameters() if n not in there)
+        # What transformers itself computes and never stores (sinusoidal positions).
+        made = [re.compile(p) for p in self.model._keys_to_ignore_on_load_missing or ()]
+        for name in [n for n in missing if any(p.search(n) for p in made)]:
+            module = self.model.get_submodule(name.rpartition(".")[0])
+            module.to_empty(device="cpu", recurse=False)
+            self.model._init_weights(module)
+            missing.remove(name)
         if missing:
             raise DataError(
                 f"{self.checkpoint.folder} lacks {len(missing)} weights of {type(self.model).__name__}: "
