@@ -17,11 +17,8 @@ from tests.graph.networks.transformers_nets import FAST, ROWS, builder
 
 transformers = pytest.importorskip("transformers")
 
-# Experts in one tensor are not seen, nor convolutions of state-space models that a kernel computes.
-PARTLY = {
-    *("MixtralForCausalLM", "Qwen2MoeForCausalLM", "Qwen3MoeForCausalLM", "OlmoeForCausalLM", "GptOssForCausalLM"),
-    *("DeepseekV3ForCausalLM", "MambaForCausalLM", "Mamba2ForCausalLM"),
-}
+# Convolutions of state-space models that a kernel computes are not seen.
+PARTLY = {"MambaForCausalLM", "Mamba2ForCausalLM"}
 CASES = [
     pytest.param(model, config, arguments, inputs, id=model, marks=() if model in FAST else pytest.mark.slow)
     for model, config, arguments, inputs, _ in ROWS

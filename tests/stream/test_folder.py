@@ -54,6 +54,7 @@ def network(kind: str) -> nn.Module:
         "t5": lambda: t.T5ForConditionalGeneration(
             t.T5Config(vocab_size=64, d_model=24, d_ff=40, num_layers=2, num_heads=4, d_kv=6)
         ),
+        "mamba": lambda: t.MambaForCausalLM(t.MambaConfig(vocab_size=64, hidden_size=24, num_hidden_layers=2)),
         "mixtral": lambda: t.MixtralForCausalLM(t.MixtralConfig(**SMALL, num_local_experts=4)),
     }
     model: nn.Module = made[kind]().eval()
@@ -88,7 +89,7 @@ def files(folder: Path) -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize("method", ["wanda", "sparsegpt"])
-@pytest.mark.parametrize("kind", ["llama", "tied bf16", "gemma3", "gpt2", "bert", "t5", "mixtral"])
+@pytest.mark.parametrize("kind", ["llama", "tied bf16", "gemma3", "gpt2", "bert", "t5", "mixtral", "mamba"])
 def test_streamed_is_in_memory(kind: str, method: str, tmp_path: Path) -> None:
     model, folder = saved(kind, tmp_path / "dense", "20KB")
     before = files(folder)
@@ -109,9 +110,9 @@ def test_streamed_is_in_memory(kind: str, method: str, tmp_path: Path) -> None:
     assert (tmp_path / "out" / "config.json").read_bytes() == before["config.json"]
     # What was not scored is said, with the share that it leaves whole.
     part = any(issubclass(w.category, PrunusWarning) and "stayed whole" in str(w.message) for w in told)
-    assert part == (kind == "mixtral") == bool(streamed.skipped)
+    assert part == (kind == "mamba") == bool(streamed.skipped)
     assert streamed.sparsity == pytest.approx(0.5, abs=0.01)
-    assert (streamed.overall < 0.3) == (kind == "mixtral")
+    assert (streamed.overall < streamed.sparsity - 0.005) == (kind == "mamba")
 
 
 def test_patterns_and_what_the_report_says(tmp_path: Path) -> None:

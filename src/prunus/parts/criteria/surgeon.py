@@ -29,7 +29,8 @@ class ObsSaliency(Criterion):
         if not self.damp >= 0:
             raise SpecError(f"ObsSaliency(damp={self.damp}) must not be negative")
 
-    def __call__(self, w: ReaderWeight, h: InverseCurvature) -> Float[Tensor, "*units k"]:
+    # The curvature first: what it saw on the way is all that `ReaderWeight` needs.
+    def __call__(self, h: InverseCurvature, w: ReaderWeight) -> Float[Tensor, "*units k"]:
         return w.double().square() / h
 
 

@@ -1,13 +1,15 @@
 """What flows through the weights of a run: the inputs, outputs and their gradients of every linear map that uses one.
 
 No layer is known by its type: functions that multiply by a weight (`linear`, the convolutions, `matmul`, `addmm`) are
-seen as they are called, whichever module calls them. A weight that meets the data in another way (inside a recurrent
-cell, through `torch.nn.MultiheadAttention`, as a stack of experts, computed by a parametrization) is not seen, and
-evidence that needs it is undefined on its groups.
+seen as they are called, whichever module calls them. So are stacks of matrices `[experts, ...]`, whether one of them is
+taken out for a `linear` or all are multiplied by a `grouped_mm`; only evidence that asks for stacks is told of them. A
+weight that meets the data in another way (inside a recurrent cell, through `torch.nn.MultiheadAttention`, computed by a
+parametrization) is not seen, and evidence that needs it is undefined on its groups.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -27,6 +29,10 @@ PRODUCTS: set[Callable[..., Any]] = {
 }
 _T: Any = Tensor
 TRANSPOSES: set[Callable[..., Any]] = {torch.t, Tensor.t, _T.T.__get__, _T.mT.__get__}
+SWAPS: set[Callable[..., Any]] = {torch.transpose, Tensor.transpose, _T.mT.__get__}
+GROUPED: set[Callable[..., Any]] = {
+    f for f in (getattr(F, "grouped_mm", None), getattr(torch, "_grouped_mm", None)) if f
+}
 
 
 @dataclass(eq=False)
@@ -41,6 +47,7 @@ class Use:
         gx: dL/dx through this use alone, once a backward pass has run, where gradients are captured.
         gy: dL/dy, likewise.
         in_axis: the axis of the weight that is summed over.
+        shares: of a stack of matrices, how many rows of x each of them multiplies, in order; empty otherwise.
         conv: stride, padding, dilation and groups of a convolution; None otherwise.
         kernel: the kernel's size, `()` where there is none.
     """
@@ -54,11 +61,12 @@ class Use:
     gy: Tensor | None = None
     conv: dict[str, Any] | None = None
     kernel: tuple[int, ...] = ()
+    shares: tuple[int, ...] = ()
 
     @property
     def groups(self) -> int:
-        """Into how many independent maps the use falls apart (grouped convolution)."""
-        return 1 if self.conv is None else int(self.conv["groups"])
+        """Into how many independent maps the use falls apart (grouped convolution, stack of experts)."""
+        return len(self.shares) or (1 if self.conv is None else int(self.conv["groups"]))
 
     def by_channel(self, tensor: Tensor) -> Float[Tensor, "batch channels positions"]:
         """x, y or one of their gradients with the batch first, then channels, then everything else."""
@@ -71,7 +79,7 @@ class Use:
     def columns(self) -> Float[Tensor, "groups samples in"]:
         """x as the rows that the weight matrix `[out, in*kernel]` multiplies, for each group of a grouped convolution.
 
-        A convolution's are its patches: kernel size times the memory of x.
+        A convolution's are its patches: kernel size times the memory of x. Not for stacks, see `rows`.
         """
         if self.conv is None:
             return self.x.reshape(1, -1, self.x.shape[-1])
@@ -86,6 +94,12 @@ class Use:
         places, kernel = range(3, 3 + spatial), range(3 + spatial, 3 + 2 * spatial)
         return x.permute(1, 0, *places, 2, *kernel).reshape(self.groups, -1, x.shape[2] * _product(self.kernel))
 
+    def rows(self) -> Sequence[Float[Tensor, "samples in"]]:
+        """The same for each group, and for each matrix of a stack, which may multiply none."""
+        if not self.shares:
+            return self.columns().unbind()
+        return self.x.reshape(-1, self.x.shape[-1])[: sum(self.shares)].split(self.shares)
+
 
 class Capture(TorchFunctionMode):
     """Sees every use of some parameters while it is active.
@@ -94,27 +108,38 @@ class Capture(TorchFunctionMode):
         parameters: what to look for, by name.
         gradients: note dL/dx and dL/dy when a backward pass comes along.
         outputs: keep a copy of y.
+        stacks: also see the uses of stacks of matrices.
 
     Attributes:
         uses: in the order of the calls.
     """
 
-    def __init__(self, parameters: Mapping[str, Tensor], *, gradients: bool = False, outputs: bool = False) -> None:
+    def __init__(
+        self,
+        parameters: Mapping[str, Tensor],
+        *,
+        gradients: bool = False,
+        outputs: bool = False,
+        stacks: bool = False,
+    ) -> None:
         super().__init__()
+        self.stacks = stacks
         self.names = {id(p): n for n, p in parameters.items()}
         self.gradients, self.outputs = gradients, outputs
         self.uses: list[Use] = []
         self._turned: dict[int, tuple[Tensor, str]] = {}
+        self._slices: dict[int, tuple[Tensor, str, int, int]] = {}
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
         use, place = self._seen(func, args, kwargs)
+        if use is None and self.stacks:
+            use = self._stack(func, args, kwargs)
         if use is None:
             result = func(*args, **kwargs)
-            if func in TRANSPOSES and args and id(args[0]) in self.names and args[0].ndim == 2:
-                self._turned[id(result)] = (result, self.names[id(args[0])])
+            self._follow(func, args, kwargs, result)
             return result
         self.uses.append(use)
         if self.gradients and isinstance(x := _argument(args, kwargs, place), Tensor) and x.requires_grad:
@@ -128,6 +153,45 @@ class Capture(TorchFunctionMode):
         if self.outputs:
             use.y = y.detach().clone()  # an activation may be computed in its place
         return y
+
+    def _follow(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> None:
+        """Remember what is a parameter turned, or a matrix of a stack."""
+        if not args or not isinstance(args[0], Tensor) or id(args[0]) not in self.names:
+            return
+        p, name = args[0], self.names[id(args[0])]
+        last = {*args[1:], *kwargs.values()} in (set(), {-1, -2}, {1, 2}) if func in SWAPS and p.ndim == 3 else False
+        if last or (p.ndim == 2 and func in TRANSPOSES):
+            self._turned[id(result)] = (result, name)
+        elif p.ndim == 3 and func is Tensor.__getitem__:
+            index = args[1]
+            if isinstance(index, Tensor) and index.ndim == 0 and not index.is_floating_point():
+                index = int(index)
+            if isinstance(index, int):
+                self._slices[id(result)] = (result, name, index % len(p), len(p))
+
+    def _stack(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Use | None:
+        """The use of a stack of matrices: of one that was taken out of it, or of all at once."""
+        if func in GROUPED:
+            x, weight = _argument(args, kwargs, (0, "input")), _argument(args, kwargs, (1, "mat2"))
+            weight = kwargs.get("mat_b", weight)
+            ends = _argument(args, kwargs, (2, "offs"))
+            turned = self._turned.get(id(weight))
+            name = turned[1] if turned is not None else self.names.get(id(weight))
+            if name is None or weight.ndim != 3 or x.ndim != 2 or ends is None:
+                return None
+            stops = [0, *ends.tolist()]
+            shares = tuple(b - a for a, b in pairwise(stops))
+            return Use(name, x.detach(), 1 if turned is None else 2, shares=shares)
+        if func is F.linear or func in PRODUCTS:
+            found = self._slices.get(id(_argument(args, kwargs, (1, "weight" if func is F.linear else "other"))))
+            if found is None:
+                return None
+            _, name, index, count = found
+            x = _argument(args, kwargs, (0, "input")).detach()
+            rows = x.numel() // x.shape[-1] if x.numel() else 0
+            shares = tuple(rows if i == index else 0 for i in range(count))
+            return Use(name, x, 2 if func is F.linear else 1, shares=shares)
+        return None
 
     def _seen(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Use | None, tuple[int, str]]:
         if func is F.linear or func in CONVOLUTIONS:
@@ -158,6 +222,7 @@ def captured(
     *,
     gradients: bool = False,
     outputs: bool = False,
+    stacks: bool = False,
     batches: Iterable[Any] | None = None,
 ) -> Iterator[dict[str, list[Use]]]:
     """The uses of parameters, one mapping per calibration batch: name -> its uses, in the order of the calls.
@@ -174,7 +239,10 @@ def captured(
     for batch in sources.task.calibration() if batches is None else batches:
         empty = False
         with evidence_mode(sources.model, named if gradients else {}, sources.generator, train=train):
-            with torch.set_grad_enabled(gradients), Capture(known, gradients=gradients, outputs=outputs) as seen:
+            with (
+                torch.set_grad_enabled(gradients),
+                Capture(known, gradients=gradients, outputs=outputs, stacks=stacks) as seen,
+            ):
                 if gradients:
                     loss = sources.task.loss_of(sources.model, batch)
                 else:

@@ -67,4 +67,4 @@ def _is_matrix(name: str, shape: tuple[int, ...]) -> bool:
     own = name.rpartition(".")[2]
     named = own == "weight" or own.endswith("_weight") or own.startswith("weight_") or "proj" in own
     # A vector in disguise ([C, 1, 1] layer scales) has one long axis; a depthwise kernel [C, 1, k, k] has several.
-    return named and len(shape) >= 2 and (len(shape) == 2 or sum(n > 1 for n in shape) >= 2)
+    return named and not own.endswith("bias") and len(shape) >= 2 and (len(shape) == 2 or sum(n > 1 for n in shape) >= 2)
