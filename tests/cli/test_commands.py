@@ -15,7 +15,7 @@ import prunus
 from prunus.cli.app import app
 from prunus.lab import zoo
 
-COMMANDS = ("quickstart", "prune", "compare", "inspect", "methods", "measure")
+COMMANDS = ("quickstart", "prune", "compare", "inspect", "methods", "measure", "perplexity")
 PRUNE = ("prune", "mlp", "-d", "digits")
 
 

@@ -94,3 +94,17 @@ def test_patterns_are_read() -> None:
     for wrong in ("x", "2:x", "4:2"):
         with pytest.raises(SpecError):
             patterned(find("sparsegpt"), wrong)
+
+
+def test_perplexities_side_by_side(folder: Path, tmp_path: Path) -> None:
+    call(*asked(folder, tmp_path / "half", "--sparsity", 0.5))
+    given = ("perplexity", f"hf:{folder}", f"hf:{tmp_path / 'half'}", "--text", folder.parent / "text.txt")
+    found = told(*given, "--length", 32)
+    dense, half = found["models"]
+    assert dense["length"] == 32 and dense["tokens"] == half["tokens"] > 1000
+    assert half["difference"] == pytest.approx(half["nll"] - dense["nll"], abs=1e-6)
+    assert 0 < half["standard_error"] < 1
+    printed = call(*given).output
+    assert "windows of 64 tokens" in printed and "standard error" in printed  # as long as the model takes
+    assert "would measure 2 models" in call(*given, "--dry-run").output
+    assert "hf:FOLDER" in call("perplexity", "resnet20", "--text", folder, code=2).output

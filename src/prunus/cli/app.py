@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 import prunus
-from prunus.cli import compare, inspect_, measure, methods, prune, quickstart
+from prunus.cli import compare, inspect_, measure, methods, perplexity, prune, quickstart
 from prunus.cli.output import guarded
 
 app = typer.Typer(
@@ -47,5 +47,6 @@ for _name, _command in (
     ("inspect", inspect_.inspect),
     ("methods", methods.methods),
     ("measure", measure.measure),
+    ("perplexity", perplexity.perplexity),
 ):
     app.command(_name)(guarded(_command))

@@ -89,7 +89,7 @@ def streamed(
         raise SpecError(f"--calib is for folders of transformers models, hf:FOLDER; {network} is none")
     if isinstance(recipe, Procedure):
         raise SpecError(f"{recipe.name} is a procedure, which wants the whole model: load it and prune it in memory")
-    vocabulary, longest = _sizes(folder)
+    vocabulary, longest = sizes(folder)
     drawn = calibration(
         calib,
         tokenizer=tokenizer or folder,
@@ -123,7 +123,7 @@ def streamed(
     _print(made, str(drawn))
 
 
-def _sizes(folder: Path) -> tuple[int | None, int]:
+def sizes(folder: Path) -> tuple[int | None, int]:
     """How many tokens the model knows, and how many it takes at once, by its config.json."""
     try:
         told = jsons.loads((folder / "config.json").read_text(encoding="utf-8"))

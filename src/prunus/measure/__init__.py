@@ -18,11 +18,13 @@ if TYPE_CHECKING:
     from prunus.measure.connectivity import instability, line_errors, twins
     from prunus.measure.correlation import WeightCorrelation, weight_correlation
     from prunus.measure.inputs import Example
+    from prunus.measure.likelihood import Paired, Perplexity, paired, perplexity
     from prunus.measure.operations import MacCount, macs
     from prunus.measure.parameters import Count, ParamCount, params
     from prunus.measure.peak import PeakMemory, peak_memory
     from prunus.measure.quality import accuracies, accuracy
     from prunus.measure.scaling import ScalingLaw, fit_scaling_law
+    from prunus.measure.sentences import SentenceSimilarity, sentence_embeddings, sentence_similarity
     from prunus.measure.similarity import jaccard, jaccards
     from prunus.measure.storage import StateBytes, disk_bytes, state_bytes
     from prunus.measure.summary import Profile, Ratios, profile, ratios
@@ -35,11 +37,14 @@ _HOME = {
     "Latency": "timing",
     "LatencyRatio": "timing",
     "MacCount": "operations",
+    "Paired": "likelihood",
     "ParamCount": "parameters",
     "PeakMemory": "peak",
+    "Perplexity": "likelihood",
     "Profile": "summary",
     "Ratios": "summary",
     "ScalingLaw": "scaling",
+    "SentenceSimilarity": "sentences",
     "StateBytes": "storage",
     "WeightCorrelation": "correlation",
     "accuracies": "quality",
@@ -53,10 +58,14 @@ _HOME = {
     "latency": "timing",
     "line_errors": "connectivity",
     "macs": "operations",
+    "paired": "likelihood",
     "params": "parameters",
     "peak_memory": "peak",
+    "perplexity": "likelihood",
     "profile": "summary",
     "ratios": "summary",
+    "sentence_embeddings": "sentences",
+    "sentence_similarity": "sentences",
     "state_bytes": "storage",
     "twins": "connectivity",
     "weight_correlation": "correlation",
@@ -69,11 +78,14 @@ __all__ = [
     "Latency",
     "LatencyRatio",
     "MacCount",
+    "Paired",
     "ParamCount",
     "PeakMemory",
+    "Perplexity",
     "Profile",
     "Ratios",
     "ScalingLaw",
+    "SentenceSimilarity",
     "StateBytes",
     "WeightCorrelation",
     "accuracies",
@@ -87,10 +99,14 @@ __all__ = [
     "latency",
     "line_errors",
     "macs",
+    "paired",
     "params",
     "peak_memory",
+    "perplexity",
     "profile",
     "ratios",
+    "sentence_embeddings",
+    "sentence_similarity",
     "state_bytes",
     "twins",
     "weight_correlation",
