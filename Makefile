@@ -18,7 +18,7 @@ ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1
 MAKEFLAGS += --no-print-directory
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help quickstart test test-all lint types unit fuzz networks format docs bench clean
+.PHONY: help quickstart test test-all lint types unit fuzz networks lm format docs bench clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -52,6 +52,9 @@ fuzz: $(VENV)/.dev  ## prune N random networks and compare (some minutes; prints
 networks: $(VENV)/.dev  ## prune the listed networks that have no result yet, and compare (ARGS=--again: all, an hour)
 	$(ONE_THREAD) $(BIN)/python -m tests.graph.sweep --jobs $(JOBS) $(ARGS)
 	$(BIN)/python -m tests.graph.sweep --markdown
+
+lm: $(VENV)/.dev  ## train the small language model that pruning is measured on, to build/lm (some minutes)
+	$(BIN)/python benchmarks/lm.py --train $(ARGS)
 
 format: $(VENV)/.dev  ## let ruff mend what it can
 	$(BIN)/ruff check --fix .

@@ -14,8 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from prunus.core.rows import rows_top_k
 from prunus.parts.allocation import selection
-from prunus.parts.allocation.ranking import rows_top_k
 from prunus.parts.allocation.selection import kept, top_k
 
 quick = settings(deadline=None, max_examples=80)

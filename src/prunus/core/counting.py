@@ -1,7 +1,8 @@
 """Counting masks: asked after every event for every layer, so it must cost next to nothing."""
 
 import numpy as np
-from jaxtyping import Bool
+import torch
+from jaxtyping import Bool, Int
 from torch import Tensor
 
 
@@ -16,6 +17,13 @@ def count(mask: Bool[Tensor, "..."]) -> int:
     if mask.device.type == "cpu":
         return int(np.count_nonzero(mask.detach().numpy()))
     return int(mask.count_nonzero())
+
+
+def count_rows(mask: Bool[Tensor, "rows n"]) -> Int[Tensor, "rows"]:
+    """How many entries of every row are True."""
+    if mask.device.type == "cpu":
+        return torch.from_numpy(np.count_nonzero(mask.detach().numpy(), axis=1))
+    return mask.sum(1)
 
 
 def full(mask: Bool[Tensor, "..."]) -> bool:

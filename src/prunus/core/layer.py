@@ -17,7 +17,7 @@ Choose = Callable[[Float[Tensor, "out b"], slice], Bool[Tensor, "out b"]]
 
 @dataclass(frozen=True, eq=False)
 class Layer:
-    """One linear map y = w x + b, with what is known of its inputs. All numbers are float64.
+    """One linear map y = w x + b, with what is known of its inputs. All numbers here are float64.
 
     A convolution is the map of its unfolded patches, `[out, in*kh*kw]`; one with groups comes as several layers.
 
@@ -38,6 +38,8 @@ class Layer:
         free: whether a reconstruction may keep other weights or units than `keep`, as many of them in each block, or
             part, as `keep` does. False where other layers read the same units.
         parts: the units form this many equal consecutive parts, which have to keep equally many each.
+        stored: the type that the weights come from and go back to. A reconstruction may compute in float32 where it is
+            no finer than that, if it says how far off that can be.
     """
 
     name: str
@@ -53,6 +55,7 @@ class Layer:
     block: Int[Tensor, "in"] | None = None
     free: bool = True
     parts: int = 1
+    stored: torch.dtype = torch.float64
 
     @property
     def whole_columns(self) -> bool:

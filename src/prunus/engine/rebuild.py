@@ -3,22 +3,21 @@
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
-from prunus.core.counting import full
+from prunus.core.counting import count, count_rows, full
 from prunus.core.errors import PrunusWarning, StructureError, listed
 from prunus.core.groups import Group, Member
 from prunus.core.layer import Choose, Layer, Update
 from prunus.core.part import Masks
+from prunus.core.rows import rows_top_k
 from prunus.engine.apply_ import apply_, parameter_masks
-from prunus.engine.decide import sources_of
-from prunus.parts.evidence.capture import Use, captured
-from prunus.parts.evidence.curvature import second_moment
-from prunus.parts.evidence.mode import averaged_over_ranks
+from prunus.engine.waves import Read, read_by, waves
+from prunus.parts.evidence.capture import Use
 
 if TYPE_CHECKING:
     from prunus.engine.session import Session
@@ -28,31 +27,42 @@ if TYPE_CHECKING:
 def rebuilt(session: "Session", masks: Masks) -> Masks:
     """The masks after the recipe's reconstruction has written new weights, which it may also have chosen by itself.
 
-    A group at a time, in the order in which the network first uses what reads it: statistics of its readers' inputs are
-    collected with the groups before it pruned and rebuilt and this one still whole, then its readers are rebuilt, then
-    its units are zeroed. Cost: one forward over the calibration batches per group, and float64 `[in, in]` per layer.
+    In the order in which the network first uses what reads them: statistics of a group's readers' inputs are those with
+    the groups before it pruned and rebuilt and this one still whole, then its readers are rebuilt, then its units are
+    zeroed. Groups fed by the same tensor share a pass and its moments (`waves`), which changes no bit of the result.
+    Cost: one forward over the calibration batches per wave, and float64 `[in, in]` per distinct input of a wave.
     Groups that nothing visible reads keep their masks without a reconstruction; a warning names them.
-    Errors: `StructureError` where that is so for every group.
+    Errors: `StructureError` where that is so for every group; `DataError` for NaN or infinite inputs.
     """
     part = session.recipe.reconstruct
     assert part is not None
     done: Masks = dict(masks)
     unseen: list[str] = []
     bare: list[str] = []
-    for group in in_order(session):
-        if full(masks[group.name]):
-            continue
-        found = list(layers(session, group, masks[group.name]))
-        if not found:
-            unseen.append(group.name)
-        for spot, layer in found:
-            update = part(layer, chooser(layer))
-            if not write_(session, spot, update):
-                bare.append(spot.use.name)
-            done[group.name] = chosen(group, spot, layer, update, done[group.name])
-        apply_(session.parameters, parameter_masks([group], done, session.parameters))
+    for wave, read in waves(session, lambda g: not full(masks[g.name])):
+        for group in wave:
+            done[group.name], readers, without = rebuilt_group(session, group, masks[group.name], read)
+            unseen += [] if readers else [group.name]
+            bare += without
+            apply_(session.parameters, parameter_masks([group], done, session.parameters))
     report(type(part).__name__, unseen, bare, sum(not full(m) for m in masks.values()))
     return done
+
+
+def rebuilt_group(
+    session: "Session", group: Group, mask: Bool[Tensor, "*units"], read: Read
+) -> tuple[Bool[Tensor, "*units"], int, list[str]]:
+    """Rebuild the readers of one group: its mask, how many layers they are, and those without the bias to write to."""
+    part = session.recipe.reconstruct
+    assert part is not None
+    found = list(layers(session, group, mask, read))
+    bare: list[str] = []
+    for spot, layer in found:
+        update = part(layer, chooser(layer))
+        if not write_(session, spot, update):
+            bare.append(spot.use.name)
+        mask = chosen(group, spot, layer, update, mask)
+    return mask, len(found), bare
 
 
 def report(part: str, unseen: list[str], bare: list[str], pruned: int) -> None:
@@ -78,58 +88,27 @@ class Spot:
     rows: slice
 
 
-def in_order(session: "Session") -> list[Group]:
-    """The session's groups by when the first of their readers runs; those that nothing reads come last."""
-    names = {m.param for g in session.groups for m in read_by(g)}
-    sources = sources_of(session, session.recipe.criterion)
-    sources.settings = {}
-    uses = next(captured(sources, names), {})
-    place = {n: i for i, n in enumerate(uses)}
-    return sorted(session.groups, key=lambda g: min((place.get(m.param, len(place)) for m in read_by(g)), default=0))
-
-
-def read_by(group: Group) -> tuple[Member, ...]:
-    """The members in whose inputs a group's units show: the weight itself for single weights, else its readers.
-
-    A weight that is tied, and so makes units as well as reads them, is not rewritten.
-    """
-    if not group.movable:
-        return group.members[:1]
-    others = {m.param for m in group.members if m.role != "in"}
-    return tuple(m for m in group.with_role("in") if m.param not in others)
-
-
-def layers(session: "Session", group: Group, mask: Bool[Tensor, "*units"]) -> Iterator[tuple[Spot, Layer]]:
-    """What is to be rebuilt when a group is pruned, each with the statistics of its inputs as the model is now."""
+def layers(session: "Session", group: Group, mask: Bool[Tensor, "*units"], read: Read) -> Iterator[tuple[Spot, Layer]]:
+    """What is to be rebuilt when a group is pruned, each with the statistics of its inputs."""
     members = {m.param: m for m in read_by(group)}
-    sources = sources_of(session, session.recipe.criterion)
-    sources.settings = {}
-    moments: dict[str, list[Moments]] = {}
-    first: dict[str, Use] = {}
-    for uses in captured(sources, members):
-        for name, ones in uses.items():
-            for use in ones:
-                first.setdefault(name, use)
-                found = [Moments.of(x) for x in use.columns()]
-                before = moments.get(name)
-                moments[name] = found if before is None else [a.and_(b) for a, b in zip(before, found, strict=True)]
     may = session.masks[group.name] | mask
-    for name, use in first.items():
+    for name, use in read.uses.items():
+        if name not in members:
+            continue
         member, p = members[name], session.parameters[name]
         pattern = blocks(session, group, use)
         if group.movable and (member.dim != use.in_axis or use.groups > 1):
             continue
         # One tensor axis of the parameter is the input, the other the output; kernels go with the input.
-        whole = matrix(use, p.detach()).double()
+        whole = matrix(use, p.detach()).to(torch.float64, copy=True)
         keep, allowed = (matrix(use, group.spread(member, m, p.shape)) for m in (mask, may))
         bias = None if use.bias is None else session.parameters[use.bias].detach().double()
         each = len(whole) // use.groups
-        for g, total in enumerate(moments[name]):
+        for g, mean in enumerate(read.means(name)):
             rows = slice(g * each, (g + 1) * each)
-            mean = total.means()
             layer = Layer(
                 name=name,
-                w=whole[rows].clone(),
+                w=whole[rows],
                 bias=None if bias is None else bias[rows].clone(),
                 keep=keep[rows].clone(),
                 gram=mean.gram,
@@ -141,28 +120,9 @@ def layers(session: "Session", group: Group, mask: Bool[Tensor, "*units"]) -> It
                 block=None if pattern is None else pattern.to(whole.device),
                 free=free(session, group, patterned=pattern is not None),
                 parts=group.parts,
+                stored=p.dtype,
             )
             yield Spot(use, member, rows), layer
-
-
-class Moments(NamedTuple):
-    """Sums of x x^T and of x over n of them."""
-
-    gram: Tensor
-    sum: Tensor
-    n: int
-
-    @classmethod
-    def of(cls, x: Float[Tensor, "samples in"]) -> "Moments":
-        return cls(second_moment(x), x.sum(0, dtype=torch.float64), len(x))
-
-    def and_(self, other: "Moments") -> "Moments":
-        return Moments(self.gram + other.gram, self.sum + other.sum, self.n + other.n)
-
-    def means(self) -> "Moments":
-        """Means instead of sums, over the samples of all processes of a distributed run."""
-        both = averaged_over_ranks({"gram": self.gram / self.n, "sum": self.sum / self.n})
-        return Moments(both["gram"], both["sum"], self.n)
 
 
 def matrix(use: Use, tensor: Tensor) -> Shaped[Tensor, "out in"]:
@@ -214,38 +174,37 @@ def chooser(layer: Layer) -> Choose:
     Where the masks are not to be changed (`Layer.free`), they are what is chosen.
     """
     rows, width = layer.keep.shape
-    each = layer.keep.sum(1)
+    each = count_rows(layer.keep)
     by_row = rows > 1 and bool((each == each[0]).all())
+    stands = not layer.free or layer.whole_columns
+    out = None if layer.allowed is None or full(layer.allowed) else ~layer.allowed
+    owner = None if layer.block is None else layer.block.tolist()
+    across = None if layer.block is None else layer.keep.T.contiguous()
     taken = 0
 
     def choose(scores: Float[Tensor, "out b"], columns: slice) -> Bool[Tensor, "out b"]:
         nonlocal taken
         was = layer.keep[:, columns]
-        if not layer.free or layer.whole_columns:
+        if stands:
             return was
-        if layer.allowed is not None:
-            scores = scores.masked_fill(~layer.allowed[:, columns], -torch.inf)
-        if layer.block is not None:
+        if out is not None:
+            scores = scores.masked_fill(out[:, columns], -torch.inf)
+        if owner is not None and across is not None:
+            here = owner[columns]
+            if len(set(here)) == 1:
+                return rows_top_k(scores, count_rows(across[columns].T))
             keep = torch.zeros_like(was)
-            for block in layer.block[columns].unique():
-                inside = (layer.block[columns] == block).nonzero().squeeze(1)
-                keep[:, inside] = best(scores[:, inside], was[:, inside].sum(1))
+            for block in dict.fromkeys(here):
+                inside = [i for i, b in enumerate(here) if b == block]
+                keep[:, inside] = rows_top_k(scores[:, inside], count_rows(was[:, inside]))
             return keep
         stop = columns.indices(width)[1]
         due = round(int(each[0] if by_row else each.sum()) * stop / width) - taken
-        keep = best(scores if by_row else scores.reshape(1, -1), torch.tensor([due], device=scores.device))
-        taken += int(keep[0].sum())
+        keep = rows_top_k(scores if by_row else scores.reshape(1, -1), due)
+        taken += count(keep[0])
         return keep.reshape(was.shape)
 
     return choose
-
-
-def best(scores: Float[Tensor, "rows n"], k: Int[Tensor, "_"]) -> Bool[Tensor, "rows n"]:
-    """The k best of every row, ties to the earlier; -inf never stays."""
-    order = scores.argsort(dim=1, descending=True, stable=True)
-    rank = torch.empty_like(order)
-    rank.scatter_(1, order, torch.arange(scores.shape[1], device=scores.device).expand_as(order))
-    return (rank < k.unsqueeze(1)) & (scores > -torch.inf)
 
 
 def write_(session: "Session", spot: Spot, update: Update) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import json
 import shutil
@@ -46,7 +47,8 @@ class Streamed:
         outside: how many weights lie in no block and were copied as they are.
         inside: how many weights the blocks have.
         resumed: how many blocks an earlier run had done.
-        read, written: bytes of weights.
+        read: bytes of weights that were read for the blocks and for what is called outside of them.
+        written: bytes of weights; those outside of the blocks were copied.
         activations: the most bytes of activations that waited between blocks, in memory or in files.
         seconds: wall time of this run.
     """
@@ -157,14 +159,14 @@ def prune_folder(
         warnings.warn(PrunusWarning(what), stacklevel=2)
     part = out.parent / f".{out.name}.unfinished"
     state = begun(part, _fingerprint(checkpoint, recipe, budget, seed, task.calib), resume)
-    resumed, read = len(state.done), 0
+    resumed = len(state.done)
     run = replace(recipe, sweep="model")
     order: list[str] = []
     shelf = Shelf(part, memory)
     with kept_if_begun(part, state), skeleton.on_demand(blocks):
         visits = walk(skeleton.model, task, blocks, through=True, put=shelf.put, take=shelf.take)
         for visit in _loaded(visits, skeleton, state, part):
-            read += sum(checkpoint.entries[k].size for k in skeleton.keys(visit.name))
+            skeleton.release_(blocks)
             order.append(visit.name)
             if visit.name not in state.done:
                 if len(order) == 1:
@@ -186,7 +188,7 @@ def prune_folder(
         inside=sum(sizes[k] for k in inside),
         outside=sum(n for k, n in sizes.items() if k not in inside),
         resumed=resumed,
-        read=read,
+        read=checkpoint.taken,
         written=checkpoint.bytes,
         activations=shelf.most,
         seconds=time.perf_counter() - began,
@@ -249,10 +251,11 @@ def _pruned(
     masks = {n: m for n, m in session.masks.items() if n not in skipped}
     units = {n: m.numel() for n, m in session.masks.items()}
     kept = {n: int(masks[n].sum()) if n in masks else units[n] for n in units}
+    digest = _digest(masks)
+    del session, masks
+    gc.collect()  # sessions are circles of objects that hold masks as large as a block
     sha = write_shard(part / shard, skeleton.stored(visit.name))
-    return BlockRecord(
-        visit.name, units, kept, skipped, _digest(masks), shard, sha, round(time.perf_counter() - began, 3)
-    )
+    return BlockRecord(visit.name, units, kept, skipped, digest, shard, sha, round(time.perf_counter() - began, 3))
 
 
 def _finished(made: Streamed, checkpoint: Checkpoint, inside: set[str], part: Path) -> None:

@@ -65,6 +65,7 @@ class Checkpoint:
     Attributes:
         folder: the folder, never written to.
         entries: tensor name -> where it lies, in the order of the shards.
+        taken: bytes of tensors that were read so far.
 
     Errors: `DataError` with everything that is wrong: no weights, an index that names what is not there or leads out
         of the folder, a header that is no header, a shard that is shorter or longer than its header says.
@@ -72,6 +73,7 @@ class Checkpoint:
 
     def __init__(self, folder: Path) -> None:
         self.folder = Path(folder)
+        self.taken = 0
         self.entries: dict[str, Entry] = {}
         problems = Problems(f"{self.folder} cannot be read")
         if not self.folder.is_dir():
@@ -91,7 +93,7 @@ class Checkpoint:
     def of(cls, shard: Path) -> Checkpoint:
         """A single shard, without an index."""
         made = cls.__new__(cls)
-        made.folder, made.entries = shard.parent, dict(_entries(shard, *header_of(shard)))
+        made.taken, made.folder, made.entries = 0, shard.parent, dict(_entries(shard, *header_of(shard)))
         return made
 
     def _pickles(self) -> str:
@@ -136,6 +138,7 @@ class Checkpoint:
     def read(self, name: str) -> Tensor:
         """One tensor, in memory of its own."""
         entry = self.entries[name]
+        self.taken += entry.size
         data = torch.empty(entry.size, dtype=torch.uint8)
         with open(entry.file, "rb", buffering=0) as file:
             file.seek(entry.start)
@@ -150,6 +153,7 @@ class Checkpoint:
     def chunks(self, name: str) -> Iterator[bytes]:
         """The bytes of a tensor, a piece at a time."""
         entry = self.entries[name]
+        self.taken += entry.size
         with open(entry.file, "rb") as file:
             file.seek(entry.start)
             left = entry.size

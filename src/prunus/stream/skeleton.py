@@ -144,7 +144,7 @@ class Skeleton:
                     waiting.setdefault(id(module), []).append(key)
 
         def load(module: nn.Module, _args: Any) -> None:
-            self.load_([k for k in waiting.pop(id(module), ()) if self._empty(k)])
+            self.load_([k for k in waiting[id(module)] if self._empty(k)])
 
         self.load_(dict.fromkeys(now))
         with ExitStack() as stack:
@@ -152,6 +152,14 @@ class Skeleton:
                 if id(module) in waiting:
                     stack.callback(module.register_forward_pre_hook(load).remove)
             yield
+
+    def release_(self, blocks: Mapping[str, nn.Module]) -> None:
+        """Forget the large tensors outside of the blocks, until they are needed again."""
+        inside = {id(m) for b in blocks.values() for m in b.modules()}
+        for module in self.model.modules():
+            for name, p in module._parameters.items() if id(module) not in inside else ():
+                if p is not None and p.numel() * p.itemsize >= self.large:
+                    module._parameters[name] = nn.Parameter(p.detach().to(META), requires_grad=False)
 
     def _empty(self, key: str) -> bool:
         path, _, leaf = str(self.targets[key]).rpartition(".")

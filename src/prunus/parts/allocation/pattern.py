@@ -13,8 +13,8 @@ from torch import Tensor
 from prunus.core.errors import BudgetError, SpecError
 from prunus.core.groups import Group
 from prunus.core.part import Allocation, Masks, Scores, Space
+from prunus.core.rows import rows_top_k
 from prunus.parts.allocation.constraints import check_pattern
-from prunus.parts.allocation.ranking import rows_top_k
 from prunus.parts.allocation.selection import kept, top_k
 from prunus.parts.allocation.wrapped import Around
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from prunus.core.counting import count
 from prunus.core.errors import SpecError
 from prunus.core.part import Allocation, Masks, Scores, Space
+from prunus.core.rows import rows_top_k
 from prunus.parts.allocation.constraints import best_of, check_pattern, protected, respected
 from prunus.parts.allocation.selection import Rounding, kept, top_k
 
@@ -192,30 +193,3 @@ def check_normalize(by: str) -> None:
     """Refuse a divisor that there is none of."""
     if by not in get_args(Normalize):
         raise SpecError(f"normalize={by!r}: scores of a group are divided by one of {', '.join(get_args(Normalize))}")
-
-
-def rows_top_k(scores: Tensor, k: int) -> Tensor:
-    """The k best of every row, ties to the earlier column; -inf never stays."""
-    if k >= scores.shape[1]:
-        return scores > -torch.inf
-    if scores.shape[1] <= SHORT:
-        return _short_rows_top_k(scores, k)
-    order = scores.argsort(dim=1, descending=True, stable=True)[:, :k]
-    mask = torch.zeros(scores.shape, dtype=torch.bool, device=scores.device)
-    return mask.scatter_(1, order, True) & (scores > -torch.inf)
-
-
-SHORT = 8  # up to this length comparing every pair is faster than sorting
-
-
-def _short_rows_top_k(scores: Tensor, k: int) -> Tensor:
-    """`rows_top_k` by counting, for every entry, those of its row that go before it."""
-    columns = torch.stack(scores.unbind(1))  # some times faster than a transposed copy
-    # To begin with all later entries go before an earlier one; each that does not is taken off again.
-    before = torch.arange(len(columns), device=scores.device).flip(0).to(torch.int8).unsqueeze(1).repeat(1, len(scores))
-    for later in range(1, len(columns)):
-        for earlier in range(later):
-            first = (columns[earlier] >= columns[later]).view(torch.int8)  # of equals the earlier goes first
-            before[later] += first
-            before[earlier] -= first
-    return torch.stack(((before < k) & (columns > -torch.inf)).unbind(0), 1)

@@ -97,8 +97,8 @@ class Use:
     def rows(self) -> Sequence[Float[Tensor, "samples in"]]:
         """The same for each group, and for each matrix of a stack, which may multiply none."""
         if not self.shares:
-            return self.columns().unbind()
-        return self.x.reshape(-1, self.x.shape[-1])[: sum(self.shares)].split(self.shares)
+            return torch.unbind(self.columns())
+        return torch.split(self.x.reshape(-1, self.x.shape[-1])[: sum(self.shares)], list(self.shares))
 
 
 class Capture(TorchFunctionMode):

@@ -154,8 +154,8 @@ class Seen:
         if self.stacked:
             whole = torch.stack([v.expand(p.shape[3 - self.in_axis], -1) for v in vectors])
             return whole if self.in_axis == 2 else whole.mT
-        rows = p.shape[1 - self.in_axis] // len(vectors)
-        whole = torch.cat([v.expand(rows, -1) for v in vectors])
+        each = [v.expand(p.shape[1 - self.in_axis] // len(vectors), -1) for v in vectors]
+        whole = each[0] if len(each) == 1 else torch.cat(each)  # a view, where it can be one
         return whole.T if self.in_axis == 0 else whole.reshape(p.shape)
 
 

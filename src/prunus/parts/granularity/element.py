@@ -66,5 +66,7 @@ def is_stack(name: str, p: nn.Parameter) -> bool:
 def _is_matrix(name: str, shape: tuple[int, ...]) -> bool:
     own = name.rpartition(".")[2]
     named = own == "weight" or own.endswith("_weight") or own.startswith("weight_") or "proj" in own
+    if not named or own.endswith("bias"):  # experts have a matrix of biases
+        return False
     # A vector in disguise ([C, 1, 1] layer scales) has one long axis; a depthwise kernel [C, 1, k, k] has several.
-    return named and not own.endswith("bias") and len(shape) >= 2 and (len(shape) == 2 or sum(n > 1 for n in shape) >= 2)
+    return len(shape) == 2 or (len(shape) > 2 and sum(n > 1 for n in shape) >= 2)

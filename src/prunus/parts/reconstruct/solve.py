@@ -13,6 +13,7 @@ from torch import Tensor
 from prunus.core.errors import SpecError
 
 ENTRIES = 1 << 25
+PANEL = 256
 
 
 def check_damp(owner: str, damp: float) -> None:
@@ -56,6 +57,31 @@ def batches(width: int, *tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
     """Each tensor cut into as many rows as a `[rows, width, width]` array may have."""
     rows = max(1, ENTRIES // (width * width))
     return iter([t.split(rows) for t in tensors])
+
+
+def upper(h: Float[Tensor, "in in"]) -> tuple[Float[Tensor, "in in"], bool]:
+    """M upper triangular with H = M M^T, and whether there is one: then H^-1 = U^T U with U = M^-1, also upper.
+
+    Column blocks from the last to the first, each a matrix product with those behind it. Below the diagonal blocks the
+    result is zero. Cost: in^3 / 3, nearly all of it in products, and a second matrix.
+    """
+    width, m = len(h), torch.zeros_like(h)
+    for stop in range(width, 0, -PANEL):
+        start = max(0, stop - PANEL)
+        left = torch.addmm(h[:stop, start:stop], m[:stop, stop:], m[start:stop, stop:].T, alpha=-1)
+        found = torch.linalg.cholesky_ex(left[start:].flip(0, 1))
+        if int(found.info) != 0:
+            return m, False
+        corner = m[start:stop, start:stop] = found.L.flip(0, 1)
+        if start:
+            torch.mm(left[:start], inverse_upper(corner).T, out=m[:start, start:stop])
+    return m, True
+
+
+def inverse_upper(m: Float[Tensor, "n n"]) -> Float[Tensor, "n n"]:
+    """The inverse of an upper triangular matrix."""
+    found: Tensor = torch.linalg.solve_triangular(m, torch.eye(len(m), dtype=m.dtype, device=m.device), upper=True)
+    return found
 
 
 class Removal:

@@ -10,8 +10,12 @@ from torch import Tensor
 from prunus.core.errors import SpecError
 from prunus.core.layer import Choose, Layer, Update
 from prunus.core.part import Reconstruction
-from prunus.parts.evidence.curvature import inverse, solvable
-from prunus.parts.reconstruct.solve import batches, check_damp, on_support
+from prunus.parts.evidence.curvature import settled, solvable
+from prunus.parts.reconstruct.columns import Sweep
+from prunus.parts.reconstruct.solve import batches, check_damp, on_support, upper
+
+AMPLIFIED = 1 << 22
+"""How large in / damp may be for float32: it bounds the condition number of the damped H."""
 
 
 @dataclass(frozen=True)
@@ -19,12 +23,18 @@ class ObsUpdate(Reconstruction):
     """Column after column: what is zeroed in column j is made up for by the columns behind it, w -= (w_j / U_jj) U_j,:
     with H^-1 = U^T U (SparseGPT: Frantar & Alistarh 2023, arXiv:2301.00774, algorithm 1).
 
-    `select="blocks"`: at every `block` columns the weights of least w^2 / U_jj^2 go, as the columns before have changed
-    them, at the layer's share; of a pattern (N:M) as many in each of its blocks. `select="masks"` takes the mask as it
-    is, as it is taken anyway for patterns and boxes that the engine does not choose from. Whole units leave together,
-    before the columns that stay, which is least squares. Shapes: `[out, in] -> [out, in]`. Cost: in^3 + out * in^2.
-    Fails: as `LeastSquares`. Differs: float64 (official code float32); exactly as many stay as the masks keep, ties to
-    the earlier weight, where the code cuts each block at a threshold of its own.
+    `select="blocks"`: at every `block` columns the weights of least |w| / U_jj go, as the columns before have changed
+    them, at the layer's share; of a pattern (N:M) as many in each of its blocks. A weight on an input that is always
+    zero counts as zero. `select="masks"` takes the mask as it is, as it is taken anyway for patterns and boxes that the
+    engine does not choose from. Whole units leave together, before the columns that stay, which is least squares.
+
+    Precision: float64, but for weights stored in float32 or coarser: they are swept in float32 where
+    in <= 2^22 damp, so that rounding, which U amplifies by at most sqrt(in / damp + 1), stays below 1e-4 of the
+    weights (the factor of H is always float64; tested on inputs of the worst condition there is).
+    Shapes: `[out, in] -> [out, in]`. Cost: in^3 / 3 + out * in^2, nearly all in matrix products; H twice in memory.
+    Fails: as `LeastSquares`. Differs: exactly as many stay as the masks keep, ties to the earlier weight, where the
+    code cuts each block at a threshold of its own; a kept weight on a dead input stays what it was (the code zeroes
+    it), and a dead input counts as 0 in the mean of diag H (the code: as 1, whatever the scale of the others).
     """
 
     block: int = 128
@@ -39,21 +49,33 @@ class ObsUpdate(Reconstruction):
     def __call__(self, layer: Layer, choose: Choose) -> Update:
         if layer.whole_columns:
             return Update(on_support(layer.w, layer.keep, solvable(layer.gram, self.damp, layer.name)), layer.keep)
-        upper = torch.linalg.cholesky(inverse(layer.gram, self.damp, layer.name), upper=True)
-        w, keep, pivots = layer.w.clone(), layer.keep.clone(), upper.diagonal()
-        width, span = w.shape[1], layer.span
-        step = max(span, self.block // span * span)
-        for start in range(0, width, step):
-            stop = min(start + step, width)
-            errors = torch.zeros_like(w[:, start:stop])
-            for j in range(start, stop):
-                if self.select == "blocks" and (j - start) % (span if span > 1 else step) == 0:
-                    ahead = slice(j, min(j + span, stop) if span > 1 else stop)
-                    keep[:, ahead] = choose((w[:, ahead] / pivots[ahead]).square(), ahead)
-                errors[:, j - start] = w[:, j].masked_fill(keep[:, j], 0.0) / pivots[j]
-                w[:, j:stop] -= errors[:, j - start].outer(upper[j, j:stop])
-            w[:, stop:] -= errors @ upper[start:stop, stop:]
-        return Update(w.masked_fill(~keep, 0.0), keep)
+        factor, damp = settled(layer.gram, self.damp, layer.name, upper)
+        span, chooses = layer.span, self.select == "blocks"
+        sweep = Sweep(
+            w=layer.w.to(precision(layer, damp)).T.clone(memory_format=torch.contiguous_format),
+            keep=layer.keep.T.clone(memory_format=torch.contiguous_format),
+            factor=factor,
+            block=max(span, self.block // span * span),
+            dead=layer.gram.diagonal() == 0,
+            select=(lambda worth, columns: choose(worth.T, columns).T) if chooses else None,
+            span=span if chooses and span > 1 else 0,
+        )
+        sweep.run(0, len(factor))
+        return Update(sweep.w.T, sweep.keep.T)
+
+
+def precision(layer: Layer, damp: float) -> torch.dtype:
+    """In what the weights of a layer are swept: float32 where that is fine enough, and products are really float32."""
+    coarse = layer.stored != torch.float64 and layer.w.shape[1] <= AMPLIFIED * damp
+    return torch.float32 if coarse and exact_products() else torch.float64
+
+
+def exact_products() -> bool:
+    """Whether products of float32 matrices are not rounded to something coarser on the way (TF32, bfloat16)."""
+    try:
+        return torch.get_float32_matmul_precision() == "highest"
+    except RuntimeError:  # backends were set one by one: some may round
+        return False
 
 
 @dataclass(frozen=True)

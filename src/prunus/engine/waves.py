@@ -1,0 +1,264 @@
+"""What the readers of pruned groups are fed, and which groups may learn it from the same pass over the data."""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import nullcontext
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+from prunus.core.errors import DataError
+from prunus.core.groups import Group, Member
+from prunus.engine.decide import sources_of
+from prunus.parts.evidence.capture import TRANSPOSES, Use, captured
+from prunus.parts.evidence.curvature import second_moment
+from prunus.parts.evidence.mode import averaged_over_ranks, ranks
+
+if TYPE_CHECKING:
+    from prunus.engine.session import Session
+
+Uses = Mapping[str, list[Use]]
+Identity = tuple[Any, ...]
+
+
+class Moments(NamedTuple):
+    """Sums of x x^T and of x over n of them."""
+
+    gram: Tensor
+    sum: Tensor
+    n: int
+
+    @classmethod
+    def of(cls, x: Float[Tensor, "samples in"]) -> "Moments":
+        return cls(second_moment(x), x.sum(0, dtype=torch.float64), len(x))
+
+    def and_(self, other: "Moments") -> "Moments":
+        return Moments(self.gram + other.gram, self.sum + other.sum, self.n + other.n)
+
+    def means(self) -> "Moments":
+        """Means instead of sums, over the samples of all processes of a distributed run."""
+        both = averaged_over_ranks({"gram": self.gram / self.n, "sum": self.sum / self.n})
+        return Moments(both["gram"], both["sum"], self.n)
+
+
+class Read:
+    """What a pass has shown of some weights: a use of each (without its input), and the moments of what it multiplies.
+
+    Weights that always multiplied the very same tensor hold the same moments, which are summed up once.
+    """
+
+    def __init__(self) -> None:
+        self.uses: dict[str, Use] = {}
+        self.sums: dict[str, list[Moments]] = {}
+        self._averaged: set[int] = set()
+
+    def add(self, uses: Uses, batch: int) -> None:
+        """Take in what a calibration batch has shown. Errors: `DataError` where an input is NaN or infinite."""
+        made: dict[tuple[int, Identity], list[Moments]] = {}
+        for name, ones in uses.items():
+            if name not in self.uses:
+                self.uses[name] = replace(ones[0], x=torch.empty_like(ones[0].x, device="meta"))
+            total = self.sums.get(name)
+            key = (id(total), tuple(identity(use) for use in ones))
+            if key not in made:
+                for use in ones:
+                    found = [Moments.of(x) for x in use.columns()]
+                    if not all(bool(m.sum.isfinite().all()) for m in found):
+                        raise DataError(
+                            f"the inputs of {name} hold NaN or infinite values in calibration batch {batch} (counted "
+                            f"from 0): look at that batch, and at the weights before {name}"
+                        )
+                    total = found if total is None else [a.and_(b) for a, b in zip(total, found, strict=True)]
+                assert total is not None
+                made[key] = total
+            self.sums[name] = made[key]
+
+    def means(self, name: str) -> list[Moments]:
+        """The mean moments of a weight's inputs, for each group of a grouped convolution."""
+        sums = self.sums[name]
+        if ranks() > 1:  # every process asks for every weight, whatever they share there
+            return [m.means() for m in sums]
+        if id(sums) not in self._averaged:
+            sums[:] = [m.means() for m in sums]
+            self._averaged.add(id(sums))
+        return sums
+
+
+def waves(session: "Session", pruned: Callable[[Group], bool]) -> Iterator[tuple[list[Group], Read]]:
+    """The pruned groups in the order in which the network first uses what reads them, a few at a time, with what their
+    readers are fed when the groups before are pruned and rebuilt and these are still whole.
+
+    Groups come together (queries, keys and values; gate and up) if they are single weights whose inputs are the very
+    same tensor, and nothing that rebuilding one of them changes is used before that tensor is there: then it is what
+    it would be if they came one by one, bit for bit. Cost: one forward over the calibration batches for each such wave,
+    whose moments alone are held: float64 `[in, in]` for every distinct input.
+    """
+    uses, order = in_order(session)
+    waiting = [g for g in order if pruned(g)]
+    alike = {g.name: shared(g, uses) for g in waiting}
+    uses.clear()
+    while waiting:
+        planned = agreed(session, together(waiting, alike))
+        read, found = observed(session, waiting[:planned])
+        count = agreed(session, found)
+        yield waiting[:count], read
+        read.sums.clear()  # whoever asked may still hold it while the next pass runs
+        waiting = waiting[count:]
+
+
+def in_order(session: "Session") -> tuple[dict[str, list[Use]], list[Group]]:
+    """The session's groups by when the first of their readers runs (those that nothing reads come last), and what a
+    calibration batch shows of the readers.
+    """
+    names = {m.param for g in session.groups for m in read_by(g)}
+    sources = sources_of(session, session.recipe.criterion)
+    sources.settings = {}
+    uses = next(captured(sources, names), {})
+    place = {n: i for i, n in enumerate(uses)}
+    key = lambda g: min((place.get(m.param, len(place)) for m in read_by(g)), default=0)  # noqa: E731
+    return uses, sorted(session.groups, key=key)
+
+
+def read_by(group: Group) -> tuple[Member, ...]:
+    """The members in whose inputs a group's units show: the weight itself for single weights, else its readers.
+
+    A weight that is tied, and so makes units as well as reads them, is not rewritten.
+    """
+    if not group.movable:
+        return group.members[:1]
+    others = {m.param for m in group.members if m.role != "in"}
+    return tuple(m for m in group.with_role("in") if m.param not in others)
+
+
+def together(waiting: list[Group], alike: Mapping[str, Identity | None]) -> int:
+    """How many of the first groups seem to be fed by one tensor and share no parameter."""
+    first = alike[waiting[0].name]
+    owned: set[str] = set()
+    for count, group in enumerate(waiting):
+        mine = {m.param for m in group.members}
+        if count and (first is None or alike[group.name] != first or owned & mine):
+            return count
+        owned |= mine
+    return len(waiting)
+
+
+def shared(group: Group, uses: Uses) -> Identity | None:
+    """Which tensor feeds a group of single weights; None where there are several, or units are more than that."""
+    ones = uses.get(group.members[0].param, [])
+    if group.movable or len(ones) != 1 or type(ones[0].x) is not Tensor or ones[0].x.is_inference():
+        return None
+    return memory(ones[0].x)
+
+
+def observed(session: "Session", groups: list[Group]) -> tuple[Read, int]:
+    """A pass over the calibration batches, and for how many of the groups it is as good as one of their own."""
+    sources = sources_of(session, session.recipe.criterion)
+    sources.settings = {}
+    read, count, batch = Read(), len(groups), 0
+    passes = captured(sources, {m.param for g in groups for m in read_by(g)})
+    while True:
+        watch = Watch(sources.parameters)
+        with watch if len(groups) > 1 else nullcontext():
+            uses = next(passes, None)
+        if uses is None:
+            break
+        if count > 1:
+            count = unchanged(groups[:count], uses, watch)
+        read.add(uses, batch)
+        uses.clear()  # or these inputs would be held through the next forward
+        batch += 1
+    for _ in range((count - 1) * batch):
+        # As many seeds are drawn as if every group had had its passes: what is random later does not depend on it.
+        torch.randint(2**31, (1,), generator=session.generator)
+    return read, count
+
+
+def unchanged(groups: list[Group], uses: Uses, watch: "Watch") -> int:
+    """How many of the groups a forward has fed with one tensor, on which rebuilding the ones before has no influence:
+    it was complete when any of their parameters was first touched, and nobody has written to it since.
+    """
+    first = shared(groups[0], uses)
+    for count, group in enumerate(groups):
+        if count and (first is None or shared(group, uses) != first):
+            return count
+        if first is not None:
+            use = uses[group.members[0].param][0]
+            mine = {m.param for m in group.members} | ({use.bias} if use.bias else set())
+            if not all(state(use.x) in watch.beside.get(n, ()) for n in mine):
+                return count + 1
+    return len(groups)
+
+
+class Watch(TorchFunctionMode):
+    """Notes which tensors lie beside a parameter, and in which state, in the call that first touches it.
+
+    What compiled or scripted code does inside is not seen, nor is it by `Capture`.
+    """
+
+    def __init__(self, parameters: Mapping[str, Tensor]) -> None:
+        super().__init__()
+        self.names = {id(p): n for n, p in parameters.items()}
+        self.beside: dict[str, set[Identity]] = {}
+        self._turned: list[Tensor] = []
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        result = func(*args, **kwargs)
+        given = list(tensors((args, kwargs)))
+        known = [n for t in given if (n := self.names.get(id(t))) is not None and n not in self.beside]
+        if not known:
+            return result
+        if func in TRANSPOSES and isinstance(result, Tensor):
+            self.names[id(result)] = known[0]
+            self._turned.append(result)  # as long as it is there its id is nobody else's
+        elif func is not Tensor.requires_grad_ and (
+            getattr(func, "__name__", "") != "__get__" or isinstance(result, Tensor)  # its shape, type and place
+        ):
+            for name in known:
+                self.beside[name] = {state(t) for t in given if type(t) is Tensor and not t.is_inference()}
+        return result
+
+
+def tensors(given: Any) -> Iterator[Tensor]:
+    """The tensors among arguments."""
+    if isinstance(given, Tensor):
+        yield given
+    elif isinstance(given, Mapping):
+        for value in given.values():
+            yield from tensors(value)
+    elif isinstance(given, list | tuple):
+        for value in given:
+            yield from tensors(value)
+
+
+def memory(x: Tensor) -> Identity:
+    """Where a tensor's numbers lie, while it is there."""
+    return (x.device, x.dtype, x.data_ptr(), tuple(x.shape), x.stride())
+
+
+def state(x: Tensor) -> Identity:
+    """Where a tensor's numbers lie, and how often they were written to."""
+    return (*memory(x), x._version)
+
+
+def identity(use: Use) -> Identity:
+    """Equal for uses whose columns are the same numbers at the same place."""
+    if type(use.x) is not Tensor:
+        return (id(use),)
+    geometry = None if use.conv is None else tuple(sorted((k, str(v)) for k, v in use.conv.items()))
+    return (*memory(use.x), use.kernel, geometry)
+
+
+def agreed(session: "Session", count: int) -> int:
+    """The least of what the processes of a distributed run say, so that all run the model equally often."""
+    if ranks() < 2:
+        return count
+    device = next((p.device for p in session.parameters.values()), torch.device("cpu"))
+    least = torch.tensor(count, device=device)
+    torch.distributed.all_reduce(least, torch.distributed.ReduceOp.MIN)
+    return int(least)

@@ -1,0 +1,214 @@
+"""Groups that learn what feeds them from one pass, against a pass for each of them: every bit is the same."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import prunus
+from prunus import methods
+from prunus.core.part import Reconstruction
+from prunus.engine import waves
+from prunus.lab import zoo
+from prunus.parts.granularity import Channel, Element
+from prunus.parts.reconstruct import BiasCompensation, LeastSquares, ObsUpdate
+
+Net = tuple[nn.Module, prunus.Task]
+
+
+def llama() -> Net:
+    transformers = pytest.importorskip("transformers")
+    torch.manual_seed(0)
+    config = transformers.LlamaConfig(
+        vocab_size=50,
+        hidden_size=16,
+        intermediate_size=24,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+    )
+    tokens = [torch.randint(50, (2, 9)) for _ in range(2)]
+    return transformers.LlamaForCausalLM(config), prunus.Task(calib=tokens, example=(tokens[0],))
+
+
+def from_zoo(name: str) -> Net:
+    torch.manual_seed(0)
+    found = zoo.spec(name)
+    if found.kind == "tokens":
+        x = [torch.randint(found.vocabulary, (2, 12)) for _ in range(2)]
+    else:
+        x = [torch.randn(2, found.channels, found.size, found.size) for _ in range(2)]
+    return zoo.build(name), prunus.Task(calib=x, example=(x[0],))
+
+
+def rebuilt(net: Net, part: Reconstruction, **changes: Any) -> tuple[dict[str, Tensor], Tensor]:
+    """The weights and masks, and what the session would draw next."""
+    model, task = net
+    recipe = replace(methods.magnitude_uniform, name="rebuilt", reconstruct=part, **changes)
+    session = prunus.Session(copy.deepcopy(model), recipe, task, sparsity=0.5)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        session.start()
+    found = session.result()
+    masks = {f"mask of {n}": m for n, m in found.masks.items()}
+    return {**found.model.state_dict(), **masks}, session.generator.get_state()
+
+
+@pytest.fixture
+def passes(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
+    """How many groups every pass was meant for, and for how many it was good."""
+    seen: list[tuple[int, int]] = []
+    observed = waves.observed
+
+    def noted(session: Any, groups: Any) -> Any:
+        read, count = observed(session, groups)
+        seen.append((len(groups), count))
+        return read, count
+
+    monkeypatch.setattr(waves, "observed", noted)
+    return seen
+
+
+def same_as_alone(monkeypatch: pytest.MonkeyPatch, net: Net, part: Reconstruction, **changes: Any) -> None:
+    found, drawn = rebuilt(net, part, **changes)
+    with monkeypatch.context() as patch:
+        patch.setattr(waves, "together", lambda waiting, alike: 1)
+        alone, drawn_alone = rebuilt(net, part, **changes)
+    assert found.keys() == alone.keys() and torch.equal(drawn, drawn_alone)
+    assert [n for n in found if not torch.equal(found[n], alone[n])] == []
+
+
+@pytest.mark.parametrize("part", [ObsUpdate(), BiasCompensation()])
+@pytest.mark.parametrize("sweep", ["model", "blocks"])
+def test_a_llama_block_needs_four_passes_for_its_seven_weights(
+    part: Reconstruction, sweep: str, monkeypatch: pytest.MonkeyPatch, passes: list[tuple[int, int]]
+) -> None:
+    net = llama()
+    rebuilt(net, part, sweep=sweep)
+    assert passes == [(3, 3), (1, 1), (2, 2), (1, 1)] * 2 + [(1, 1)] * (sweep == "model")  # and the head
+    same_as_alone(monkeypatch, net, part, sweep=sweep)
+
+
+@pytest.mark.parametrize("name", ["gpt_tiny", "moe_tiny", "mlp"])
+def test_the_zoos_networks(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    same_as_alone(monkeypatch, from_zoo(name), BiasCompensation())
+
+
+def test_units_come_one_by_one(passes: list[tuple[int, int]]) -> None:
+    rebuilt(llama(), LeastSquares(), granularity=Channel())
+    assert passes and set(passes) == {(1, 1)}
+
+
+def test_a_shared_input_has_one_second_moment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two batches, eight distinct inputs (four in each block) and the head's."""
+    found: list[int] = []
+    moment = waves.second_moment
+    monkeypatch.setattr(waves, "second_moment", lambda x: (found.append(len(x)), moment(x))[1])
+    rebuilt(llama(), BiasCompensation())
+    assert len(found) == 2 * (2 * 4 + 1)
+
+
+class Kernels(nn.Module):
+    """Convolutions of several kinds on one input."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv2d(3, 6, 3, padding=1), nn.Conv2d(3, 6, 1)
+        self.c, self.d = nn.Conv2d(3, 6, 3, padding=2, dilation=2), nn.Conv2d(3, 6, 3, padding=1, groups=3)
+        self.e = nn.Conv2d(3, 6, 3, padding=1, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x * 1.0
+        return F.relu(self.a(x)) + self.b(x) + self.c(x) * self.d(x) - self.e(x)
+
+
+def test_convolutions_share_patches_of_one_geometry_only(
+    monkeypatch: pytest.MonkeyPatch, passes: list[tuple[int, int]]
+) -> None:
+    torch.manual_seed(0)
+    x = [torch.randn(2, 3, 7, 7) for _ in range(2)]
+    net = Kernels(), prunus.Task(calib=x, example=(x[0],))
+    rebuilt(net, BiasCompensation())
+    assert passes == [(5, 5)]
+    found: list[int] = []
+    moment = waves.second_moment
+    with monkeypatch.context() as patch:
+        patch.setattr(waves, "second_moment", lambda x: (found.append(x.shape[1]), moment(x))[1])
+        rebuilt(net, BiasCompensation())
+    assert sorted(found) == sorted(2 * [27, 3, 27, 9, 9, 9])  # a and e share theirs
+    same_as_alone(monkeypatch, net, ObsUpdate())
+
+
+class Heads(nn.Module):
+    """One input for two maps, of which the first is also something else."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.kind = kind
+        self.embed, self.a, self.b = nn.Embedding(8, 8), nn.Linear(8, 8), nn.Linear(8, 8)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        x = F.embedding(tokens, self.a.weight) if self.kind == "tied" else self.embed(tokens) * 1.0
+        if self.kind == "norm":
+            x = x / self.a.weight.norm()
+        if self.kind == "bias":
+            x = x + self.a.bias
+        if self.kind == "turned":
+            return x @ self.a.weight.T + x @ self.b.weight.T
+        one = self.a(x)
+        if self.kind == "in place":
+            x += one
+        if self.kind == "twice":
+            x, one = one + 1, self.a(self.b(x))
+        if self.kind == "by batch" and len(tokens) > 2:
+            x = x + one
+        if self.kind == "view":
+            x = x.view(-1, 8).view(*tokens.shape, 8)
+        return one + self.b(x)
+
+
+@pytest.mark.parametrize(
+    ("kind", "good"),
+    [
+        ("plain", [(2, 2)]),
+        ("view", [(2, 2)]),
+        ("turned", [(2, 2)]),
+        ("tied", [(2, 1), (1, 1)]),
+        ("norm", [(2, 1), (1, 1)]),
+        ("bias", [(2, 1), (1, 1)]),
+        ("in place", [(2, 1), (1, 1)]),
+        ("by batch", [(2, 1), (1, 1)]),
+        ("twice", [(1, 1), (1, 1)]),
+    ],
+)
+def test_what_depends_on_the_other_is_seen(
+    kind: str, good: list[tuple[int, int]], monkeypatch: pytest.MonkeyPatch, passes: list[tuple[int, int]]
+) -> None:
+    torch.manual_seed(0)
+    tokens = [torch.randint(8, (n, 6)) for n in (2, 3)]
+    net = Heads(kind), prunus.Task(calib=tokens, example=(tokens[0],))
+    part, where = BiasCompensation() if kind == "bias" else ObsUpdate(damp=0.1), Element(exclude=("embed",))
+    rebuilt(net, part, granularity=where)
+    assert passes == good
+    same_as_alone(monkeypatch, net, part, granularity=where)
+    if good[0] == (2, 1):  # and if it were not seen, it would show
+        right = rebuilt(net, part, granularity=where)[0]
+        with monkeypatch.context() as patch:
+            patch.setattr(waves, "unchanged", lambda groups, uses, watch: len(groups))
+            wrong = rebuilt(net, part, granularity=where)[0]
+        assert any(not torch.equal(right[n], wrong[n]) for n in right)
+
+
+def test_no_input_is_held_once_it_is_summed_up() -> None:
+    model, task = llama()
+    recipe = replace(methods.magnitude_uniform, name="rebuilt", reconstruct=BiasCompensation())
+    session = prunus.Session(model, recipe, task, sparsity=0.5)
+    for _, read in waves.waves(session, lambda g: True):
+        assert all(use.x.device.type == "meta" for use in read.uses.values())
