@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 import prunus
 from prunus import Task
 from prunus.core.errors import PrunusWarning
+from prunus.parts.allocation import Uniform
 
 transformers = pytest.importorskip("transformers")
 
@@ -117,3 +119,65 @@ def test_matrices_that_are_turned() -> None:
         for i, row in enumerate(scores):  # stored as [in, out], rows are the parameter's own
             keep[i, row.argsort(descending=True, stable=True)[:2]] = True
         assert torch.equal(result.masks["proj"][e], keep)
+
+
+class Upright(nn.Module):
+    """Matrices `[out, in]` in one tensor, one of them for each half of the batch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.proj = nn.Parameter(torch.randn(2, 4, 5))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cat([F.linear(x[:3], self.proj[0]), F.linear(x[3:], self.proj[1])])
+
+
+class Apart(nn.Module):
+    """A linear map for each matrix."""
+
+    def __init__(self, matrices: list[Tensor]) -> None:
+        super().__init__()
+        self.maps = nn.ModuleList(nn.Linear(5, 4, bias=False) for _ in range(2))
+        for own, w in zip(self.maps, matrices, strict=True):
+            own.weight.data = w.detach().clone()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cat([self.maps[0](x[:3]), self.maps[1](x[3:])])
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("kind", [Stack, Upright])
+def test_sparsegpt_of_every_matrix(kind: type[Stack | Upright], dtype: torch.dtype) -> None:
+    """What each matrix would become as a layer of its own, with as many weights kept."""
+    torch.manual_seed(0)
+    stack, x = kind().to(dtype), [torch.randn(6, 5, dtype=dtype) for _ in range(4)]
+    turned = kind is Stack
+    recipe = replace(prunus.methods.get("sparsegpt"), sweep="model")
+    if not turned:
+        recipe = replace(recipe, allocate=Uniform(within="row"))
+    ours = prunus.prune(stack, Task(calib=x), recipe, sparsity=0.4)
+    for e in range(2):
+        apart = Apart([m.T if turned else m for m in stack.proj])
+        mask, w = (t[e].T if turned else t[e] for t in (ours.masks["proj"], ours.model.proj))
+        share = 1 - float(mask.double().mean())
+        theirs = prunus.prune(apart, Task(calib=x), recipe, sparsity=share)
+        assert torch.equal(mask, theirs.masks[f"maps.{e}.weight"])
+        assert torch.equal(w, theirs.model.maps[e].weight)
+
+
+@pytest.mark.parametrize("count", [40, 2])
+def test_sparsegpt_rebuilds_experts(count: int) -> None:
+    """Whichever way they are computed, and better than the same masks without new weights."""
+    found = {}
+    for implementation in ("eager", "grouped_mm"):
+        with warnings.catch_warnings(record=True) as told:
+            warnings.simplefilter("always")
+            result = prunus.prune(mixture(implementation), Task(calib=tokens(count)), "sparsegpt", sparsity=0.5)
+        assert not [w for w in told if "without a reconstruction" in str(w.message)]
+        found[implementation] = result
+    eager, grouped = (r.model.state_dict() for r in found.values())
+    assert all(torch.allclose(eager[n], grouped[n], atol=1e-4) for n in eager)
+    name = "model.layers.0.mlp.experts.down_proj"
+    assert float((eager[name] == 0).double().mean()) == pytest.approx(0.5, abs=0.01)
+    dense = mixture("eager").state_dict()[name]
+    assert not torch.equal(eager[name], dense * found["eager"].masks[name])

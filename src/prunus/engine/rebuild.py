@@ -81,7 +81,9 @@ def report(part: str, unseen: list[str], bare: list[str], pruned: int) -> None:
 
 @dataclass(frozen=True, eq=False)
 class Spot:
-    """Where a layer lies: rows of a parameter that one group of a convolution owns, and how the matrix is turned."""
+    """Where a layer lies: rows of a parameter that one group of a convolution, or one matrix of a stack, owns, and how
+    the matrix is turned.
+    """
 
     use: Use
     member: Member
@@ -126,14 +128,24 @@ def layers(session: "Session", group: Group, mask: Bool[Tensor, "*units"], read:
 
 
 def matrix(use: Use, tensor: Tensor) -> Shaped[Tensor, "out in"]:
-    """A tensor of the parameter's shape as `[out, in]`, kernels with the input."""
+    """A tensor of the parameter's shape as `[out, in]`: kernels with the input, a stack's matrices below each other."""
+    if use.shares:
+        return (tensor if use.in_axis == 2 else tensor.mT).reshape(-1, tensor.shape[use.in_axis])
     return (tensor if use.in_axis == 1 else tensor.T).reshape(tensor.shape[1 - use.in_axis], -1)
+
+
+def own_rows(use: Use, tensor: Tensor, rows: slice) -> Shaped[Tensor, "rows ..."]:
+    """The view of a tensor of the parameter's shape in which these rows of its matrix lie."""
+    if use.shares:
+        one = tensor[rows.start // (rows.stop - rows.start)]
+        return one if use.in_axis == 2 else one.T
+    return (tensor if use.in_axis == 1 else tensor.T)[rows]
 
 
 def blocks(session: "Session", group: Group, use: Use) -> Int[Tensor, "in"] | None:
     """Which block of the allocation's pattern each input belongs to; None where there is none, or not along inputs."""
     found = getattr(session.recipe.allocate, "blocks", None)
-    if found is None or not group.elementwise or use.in_axis != 1:
+    if found is None or not group.elementwise or use.in_axis != (2 if use.shares else 1):
         return None
     index: Tensor = found(group.weight)
     return index
@@ -210,8 +222,7 @@ def chooser(layer: Layer) -> Choose:
 def write_(session: "Session", spot: Spot, update: Update) -> bool:
     """New weights, and a new bias where there is one, into the model; False where a bias would have to be there."""
     p = session.parameters[spot.use.name]
-    whole = p.detach() if spot.use.in_axis == 1 else p.detach().T
-    rows = whole[spot.rows]
+    rows = own_rows(spot.use, p.detach(), spot.rows)
     rows.copy_(update.w.reshape(rows.shape))
     if update.bias is None:
         return True
@@ -232,9 +243,10 @@ def chosen(group: Group, spot: Spot, layer: Layer, update: Update, mask: Tensor)
     if not layer.free:
         raise StructureError(f"the units of {group.name} are not {layer.name}'s alone to choose: take layer.keep")
     if group.elementwise:
-        rows = mask.clone().reshape(-1, layer.w.shape[1]) if spot.use.in_axis == 1 else mask.T.clone()
-        rows[spot.rows] = update.keep
-        return (rows if spot.use.in_axis == 1 else rows.T).reshape(mask.shape)
+        whole = mask.clone().reshape(group.weight)
+        rows = own_rows(spot.use, whole, spot.rows)
+        rows.copy_(update.keep.reshape(rows.shape))
+        return whole.reshape(mask.shape)
     kept = torch.zeros(group.units, dtype=torch.bool, device=mask.device)
     kept[layer.unit[update.keep.any(0) & (layer.unit >= 0)]] = True
     return kept.reshape(mask.shape)

@@ -36,6 +36,8 @@ class Moments(NamedTuple):
         return cls(second_moment(x), x.sum(0, dtype=torch.float64), len(x))
 
     def and_(self, other: "Moments") -> "Moments":
+        if not self.n or not other.n:  # matrices of a stack that multiply nothing
+            return self if self.n else other
         return Moments(self.gram + other.gram, self.sum + other.sum, self.n + other.n)
 
     def means(self) -> "Moments":
@@ -65,7 +67,7 @@ class Read:
             key = (id(total), tuple(identity(use) for use in ones))
             if key not in made:
                 for use in ones:
-                    found = [Moments.of(x) for x in use.columns()]
+                    found = [Moments.of(x) for x in use.rows()]
                     if not all(bool(m.sum.isfinite().all()) for m in found):
                         raise DataError(
                             f"the inputs of {name} hold NaN or infinite values in calibration batch {batch} (counted "
@@ -80,11 +82,21 @@ class Read:
         """The mean moments of a weight's inputs, for each group of a grouped convolution."""
         sums = self.sums[name]
         if ranks() > 1:  # every process asks for every weight, whatever they share there
-            return [m.means() for m in sums]
+            return [m.means() for m in fed(sums)]
         if id(sums) not in self._averaged:
-            sums[:] = [m.means() for m in sums]
+            sums[:] = [m.means() for m in fed(sums)]
             self._averaged.add(id(sums))
         return sums
+
+
+def fed(sums: list[Moments]) -> list[Moments]:
+    """The same, where a matrix of a stack that multiplied nothing has what all others have together."""
+    if all(m.n for m in sums):
+        return sums
+    every = sums[0]
+    for one in sums[1:]:
+        every = every.and_(one)
+    return [m if m.n else every for m in sums]
 
 
 def waves(session: "Session", pruned: Callable[[Group], bool]) -> Iterator[tuple[list[Group], Read]]:
@@ -116,7 +128,7 @@ def in_order(session: "Session") -> tuple[dict[str, list[Use]], list[Group]]:
     names = {m.param for g in session.groups for m in read_by(g)}
     sources = sources_of(session, session.recipe.criterion)
     sources.settings = {}
-    uses = next(captured(sources, names), {})
+    uses = next(captured(sources, names, stacks=True), {})
     place = {n: i for i, n in enumerate(uses)}
     key = lambda g: min((place.get(m.param, len(place)) for m in read_by(g)), default=0)  # noqa: E731
     return uses, sorted(session.groups, key=key)
@@ -158,7 +170,7 @@ def observed(session: "Session", groups: list[Group]) -> tuple[Read, int]:
     sources = sources_of(session, session.recipe.criterion)
     sources.settings = {}
     read, count, batch = Read(), len(groups), 0
-    passes = captured(sources, {m.param for g in groups for m in read_by(g)})
+    passes = captured(sources, {m.param for g in groups for m in read_by(g)}, stacks=True)
     while True:
         watch = Watch(sources.parameters)
         with watch if len(groups) > 1 else nullcontext():
@@ -251,7 +263,7 @@ def identity(use: Use) -> Identity:
     if type(use.x) is not Tensor:
         return (id(use),)
     geometry = None if use.conv is None else tuple(sorted((k, str(v)) for k, v in use.conv.items()))
-    return (*memory(use.x), use.kernel, geometry)
+    return (*memory(use.x), use.kernel, use.shares, geometry)
 
 
 def agreed(session: "Session", count: int) -> int:
