@@ -89,9 +89,19 @@ def files(folder: Path) -> dict[str, bytes]:
     return {p.name: p.read_bytes() for p in sorted(folder.iterdir()) if p.name != "prunus.json"}
 
 
-@pytest.mark.parametrize("method", ["wanda", "sparsegpt"])
-@pytest.mark.parametrize("kind", ["llama", "tied bf16", "gemma3", "gpt2", "bert", "t5", "mixtral", "mamba"])
-def test_streamed_is_in_memory(kind: str, method: str, tmp_path: Path) -> None:
+KINDS = ("llama", "tied bf16", "gemma3", "gpt2", "bert", "t5", "mixtral", "mamba")
+OFTEN = {("sparsegpt", "llama"), ("sparsegpt", "mixtral"), *(("wanda", kind) for kind in KINDS)}
+
+
+@pytest.mark.parametrize(
+    ("method", "kind"),
+    [
+        pytest.param(method, kind, marks=() if (method, kind) in OFTEN else pytest.mark.slow)
+        for method in ("wanda", "sparsegpt")
+        for kind in KINDS
+    ],
+)
+def test_streamed_is_in_memory(method: str, kind: str, tmp_path: Path) -> None:
     model, folder = saved(kind, tmp_path / "dense", "20KB")
     before = files(folder)
     batches, recipe = batches_for(kind), replace(prunus.methods.get(method), sweep="blocks")
