@@ -85,8 +85,15 @@ def same_as_alone(monkeypatch: pytest.MonkeyPatch, net: Net, part: Reconstructio
     assert [n for n in found if not torch.equal(found[n], alone[n])] == []
 
 
-@pytest.mark.parametrize("part", [ObsUpdate(), BiasCompensation()])
-@pytest.mark.parametrize("sweep", ["model", "blocks"])
+@pytest.mark.parametrize(
+    ("part", "sweep"),
+    [
+        (ObsUpdate(), "blocks"),
+        pytest.param(ObsUpdate(), "model", marks=pytest.mark.slow),
+        pytest.param(BiasCompensation(), "blocks", marks=pytest.mark.slow),
+        pytest.param(BiasCompensation(), "model", marks=pytest.mark.slow),
+    ],
+)
 def test_a_llama_block_needs_four_passes_for_its_seven_weights(
     part: Reconstruction, sweep: str, monkeypatch: pytest.MonkeyPatch, passes: list[tuple[int, int]]
 ) -> None:
@@ -96,7 +103,7 @@ def test_a_llama_block_needs_four_passes_for_its_seven_weights(
     same_as_alone(monkeypatch, net, part, sweep=sweep)
 
 
-@pytest.mark.parametrize("name", ["gpt_tiny", "moe_tiny", "mlp"])
+@pytest.mark.parametrize("name", ["gpt_tiny", pytest.param("moe_tiny", marks=pytest.mark.slow), "mlp"])
 def test_the_zoos_networks(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     same_as_alone(monkeypatch, from_zoo(name), BiasCompensation())
 
