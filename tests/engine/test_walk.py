@@ -265,6 +265,14 @@ def test_recipes_that_need_more_than_a_block_are_refused() -> None:
         replace(prunus.methods.get("wanda"), criterion=prunus.methods.get("snip").criterion, sweep="blocks")
 
 
+@pytest.mark.parametrize("budget", [prunus.Budget(params=0.85), prunus.Budget(macs=0.85)], ids=str)
+def test_a_budget_of_the_whole_model_is_met_by_all_of_it(budget: prunus.Budget) -> None:
+    model, task = language_model("llama"), Task(calib=batches_for("llama"))
+    swept = prunus.prune(model, task, "wanda", budget=budget)
+    whole = prunus.prune(model, task, replace(prunus.methods.get("wanda"), sweep="model"), budget=budget)
+    assert all(torch.equal(m, whole.masks[n]) for n, m in swept.masks.items())
+
+
 def test_networks_of_convolutions_have_blocks_too() -> None:
     model = zoo.build("resnet8", in_channels=1, width=0.5)
     task = Task(calib=[torch.randn(2, 1, 16, 16)])

@@ -246,6 +246,8 @@ def test_recipes_that_cannot_be_streamed_are_refused(tmp_path: Path) -> None:
     for name, why in (("magnitude", "compete"), ("snip", "compete|behind"), ("l1_filter", "change shapes")):
         with pytest.raises(SpecError, match=why):
             prune_folder(folder, tmp_path / "out", name, batches_for("llama"), sparsity=0.5)
+    with pytest.raises(SpecError, match="one of the whole model"):
+        prune_folder(folder, tmp_path / "out", "wanda", batches_for("llama"), budget=prunus.Budget(macs=0.5))
     with pytest.raises(SpecError, match="the folder that is read"):
         prune_folder(folder, folder, "wanda", batches_for("llama"), sparsity=0.5)
     with pytest.raises(DataError, match="no batch"):

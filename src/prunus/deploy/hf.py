@@ -132,7 +132,7 @@ def _uniform(
     if isinstance(source, Result):
         note["result"] = source.to_dict()
     try:
-        with new_folder(folder, mark=NOTE) as temporary, _no_bars():
+        with new_folder(folder, mark=NOTE) as temporary, no_bars():
             _write(carrier, temporary)
             if example is not None:
                 back = _read_back(kind, temporary, small)
@@ -146,7 +146,7 @@ def _uniform(
 
 
 @contextmanager
-def _no_bars() -> Iterator[None]:
+def no_bars() -> Iterator[None]:
     """Without the progress bars of transformers."""
     logging = importlib.import_module("transformers.utils.logging")
     shown = logging.is_progress_bar_enabled()
@@ -236,7 +236,7 @@ def from_pretrained(folder: str | Path) -> nn.Module:
             f"{folder / NOTE} is not JSON ({error}): it was changed; save the model again"
         ) from error
     kind = _class_named(transformers, named.get("class") if isinstance(named, dict) else None, folder)
-    with _no_bars():
+    with no_bars():
         loaded: nn.Module = kind.from_pretrained(str(folder), local_files_only=True, use_safetensors=True)
     return loaded.eval()
 

@@ -27,7 +27,8 @@ def swept(session: "Session", event: Event) -> Masks:
 
     A block is scored, chosen from and rebuilt as a model of its own, whose calibration data is what reaches it, and
     its weights are written before the model goes on. Groups that lie in no block keep their masks. Where layers
-    that follow each other have less than half of the units, the whole model is one block.
+    that follow each other have less than half of the units, or the budget is in another currency than units, the whole
+    model is one block.
     Cost: as of the recipe's parts, with a block's activations in memory instead of the model's.
     Errors: `NothingScored` where that is so for all blocks; those of `walk`.
     """
@@ -35,7 +36,9 @@ def swept(session: "Session", event: Event) -> Masks:
     blocks = blocks_in(session.model, session.task)
     own = {name: inside(name, session.groups) for name in blocks}
     layers = chained(session.model, session.task, blocks)
-    if 2 * sum(g.units for name in layers for g in own[name]) < sum(g.units for g in session.groups):
+    # A budget in parameters or MACs is one of the whole model: no block knows its share of it.
+    whole = session.budget.currency != "units"
+    if whole or 2 * sum(g.units for name in layers for g in own[name]) < sum(g.units for g in session.groups):
         blocks, own = {"": session.model}, {"": session.groups}
     found = {g.name for groups in own.values() for g in groups}
     skipped = {g.name: OUTSIDE for g in session.groups if g.name not in found}

@@ -315,10 +315,10 @@ def _depends(model: nn.Module, task: Task, first: nn.Module, second: nn.Module) 
 
     def watched(module: nn.Module, own: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if module is second:
-            seen.append([t.detach().clone() for t in _tensors((args, kwargs))])
+            seen.append([t.detach().clone() for t in tensors((args, kwargs))])
             raise _Left
         output = own(*args, **kwargs)
-        for t in _tensors(output) if change else ():
+        for t in tensors(output) if change else ():
             if t.is_floating_point():
                 with suppress(RuntimeError):  # several places of one number cannot be written to
                     t.mul_(1.5).add_(0.1)
@@ -358,7 +358,7 @@ def check_repeatable(visit: Visit) -> None:
     Errors: `SpecError`.
     """
     with torch.no_grad():
-        one, other = (list(_tensors(called(visit.block, visit.calls[0]))) for _ in range(2))
+        one, other = (list(tensors(called(visit.block, visit.calls[0]))) for _ in range(2))
     if [t.shape for t in one] != [t.shape for t in other] or not all(map(_equal, one, other)):
         raise SpecError(
             f"{visit.name or 'the model'} gives something else when it runs again on the same input: it draws random "
@@ -370,12 +370,13 @@ def _equal(a: Tensor, b: Tensor) -> bool:
     return torch.equal(a, b) or (a.is_floating_point() and torch.allclose(a, b, 0.0, 0.0, equal_nan=True))
 
 
-def _tensors(output: Any) -> Iterable[Tensor]:
+def tensors(output: Any) -> Iterator[Tensor]:
+    """The tensors in nested arguments or outputs."""
     if isinstance(output, Tensor):
         yield output
     elif isinstance(output, Mapping):
         for value in output.values():
-            yield from _tensors(value)
+            yield from tensors(value)
     elif isinstance(output, list | tuple):
         for value in output:
-            yield from _tensors(value)
+            yield from tensors(value)

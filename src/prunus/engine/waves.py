@@ -13,6 +13,7 @@ from torch.overrides import TorchFunctionMode
 from prunus.core.errors import DataError
 from prunus.core.groups import Group, Member
 from prunus.engine.decide import sources_of
+from prunus.engine.walk import tensors
 from prunus.parts.evidence.capture import TRANSPOSES, Use, captured
 from prunus.parts.evidence.curvature import second_moment
 from prunus.parts.evidence.mode import averaged_over_ranks, ranks
@@ -234,18 +235,6 @@ class Watch(TorchFunctionMode):
             for name in known:
                 self.beside[name] = {state(t) for t in given if type(t) is Tensor and not t.is_inference()}
         return result
-
-
-def tensors(given: Any) -> Iterator[Tensor]:
-    """The tensors among arguments."""
-    if isinstance(given, Tensor):
-        yield given
-    elif isinstance(given, Mapping):
-        for value in given.values():
-            yield from tensors(value)
-    elif isinstance(given, list | tuple):
-        for value in given:
-            yield from tensors(value)
 
 
 def memory(x: Tensor) -> Identity:

@@ -136,8 +136,9 @@ def prune_folder(
         memory: bytes of activations that may wait in memory; beyond, they wait in files beside `out`. None: all.
         on_block: called after every block with (done, all, record).
 
-    Returns: what was done. Cost: reading and writing the weights of the model once, a forward, and the recipe's own;
-        memory: a block, what the recipe collects on it, and its inputs for all batches.
+    Returns: what was done. Cost: reading and writing the blocks' weights once (tables outside of them are read when
+        they are called, and copied), a forward, and the recipe's own; memory: a block, its scores and masks, what the
+        recipe collects on it, and its inputs for all batches.
     Errors: `DataError` for a damaged folder or data that does not fit; `SpecError` for a recipe that is not local, or
         an unfinished run of something else; nothing is left half-written at `out`.
     """
@@ -145,6 +146,8 @@ def prune_folder(
     out = Path(out)
     recipe = _divided(resolve_recipe(recipe))
     budget = resolve_budget(recipe, sparsity, budget)
+    if budget.currency != "units":
+        raise SpecError(f"a budget in {budget.currency} is one of the whole model: give a sparsity, or prune in memory")
     if out.resolve() == Path(folder).resolve():
         raise SpecError(f"{out} is the folder that is read: write to another one")
     if not batches:

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from prunus.core.errors import DataError, Problems, SpecError, listed, require
+from prunus.deploy.hf import no_bars
 from prunus.stream.shards import DTYPES, Checkpoint
 
 META = torch.device("meta")
@@ -85,7 +86,7 @@ class Skeleton:
         modeling: Any = importlib.import_module("transformers.modeling_utils")
         config = modeling.LoadStateDictConfig(weight_mapping=self._conversions)
         self.model._weight_conversions = None
-        with _quiet():
+        with no_bars():
             info, _ = self._loading.convert_and_load_state_dict_in_model(self.model, state, config)
         problems = Problems(f"{self.checkpoint.folder} does not fit {type(self.model).__name__}")
         for name, there, wanted in sorted(info.mismatched_keys):
@@ -238,16 +239,3 @@ def _built(transformers: Any, checkpoint: Checkpoint) -> Any:
     made: Any = kind
     with hollow(), torch.random.fork_rng(devices=[]):
         return made._from_config(config, dtype=dtype)
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Without the progress bars of transformers."""
-    logging = importlib.import_module("transformers.utils.logging")
-    shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if shown:
-            logging.enable_progress_bar()
