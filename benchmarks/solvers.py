@@ -59,8 +59,10 @@ class Row:
         return [self.layer, self.what, *times, f"{self.same:.5f}", errors]
 
 
-def sparsegpt(w: Tensor, h: Tensor, pattern: Pattern, block: int = 128, damp: float = 0.01) -> Tensor:
-    """The published layer routine, 50 % or n:m; weights."""
+def sparsegpt(
+    w: Tensor, h: Tensor, pattern: Pattern, block: int = 128, damp: float = 0.01, share: float = 0.5
+) -> Tensor:
+    """The published layer routine, a share of the weights or n:m; weights."""
     w, h = w.clone(), h.clone()
     columns = w.shape[1]
     dead = torch.diag(h) == 0
@@ -77,7 +79,7 @@ def sparsegpt(w: Tensor, h: Tensor, pattern: Pattern, block: int = 128, damp: fl
         gone = torch.zeros_like(part, dtype=torch.bool)
         if pattern is None:
             cost = part**2 / torch.diag(factor).reshape(1, -1) ** 2
-            gone = cost <= torch.sort(cost.flatten())[0][int(cost.numel() * 0.5)]
+            gone = cost <= torch.sort(cost.flatten())[0][int(cost.numel() * share)]
         for j in range(stop - i):
             if pattern is not None and j % pattern[1] == 0:
                 n, m = pattern
@@ -94,11 +96,11 @@ def sparsegpt(w: Tensor, h: Tensor, pattern: Pattern, block: int = 128, damp: fl
     return w
 
 
-def wanda(w: Tensor, scores: Tensor, pattern: Pattern) -> Tensor:
-    """The published masks, half of every row or n:m, and the weights without them."""
+def wanda(w: Tensor, scores: Tensor, pattern: Pattern, share: float = 0.5) -> Tensor:
+    """The published masks, a share of every row or n:m, and the weights without them."""
     gone = torch.zeros_like(w, dtype=torch.bool)
     if pattern is None:
-        order = torch.sort(scores, dim=-1, stable=True)[1][:, : int(w.shape[1] * 0.5)]
+        order = torch.sort(scores, dim=-1, stable=True)[1][:, : int(w.shape[1] * share)]
         gone.scatter_(1, order, True)
     else:
         n, m = pattern

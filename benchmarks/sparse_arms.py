@@ -9,7 +9,7 @@ from typing import Any
 
 from prunus import Recipe, methods
 from prunus.parts.allocation import GlobalRanking
-from prunus.parts.gate import DualRestart
+from prunus.parts.gate import DualRestart, Lagrangian
 from prunus.parts.penalty import ScaleL1
 from prunus.parts.schedule import Gradual, GradualPruneAndGrow, PruneAndGrow
 
@@ -57,6 +57,13 @@ def arms() -> dict[str, Arm]:
             (0.5,),
             "the gates' rates 50 times as large, for a fiftieth of the steps",
             gate=DualRestart(lr=0.035, ascent=0.05),
+        ),
+        arm(
+            "lagrangian_l0",
+            (0.5,),
+            "an equality for every layer, its two multipliers trained (FLOP's term), at rates for a short run",
+            of="constrained_l0",
+            gate=Lagrangian(lr=0.2, ascent=1.0, warm=0.5, per="group"),
         ),
         Arm("network_slimming", pressed, (0.5, 0.7), "a larger strength, for fewer steps"),
         arm("slimming_without", (0.5, 0.7), "no penalty", of="network_slimming", penalty=None),

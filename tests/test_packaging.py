@@ -17,9 +17,9 @@ ROOT = Path(__file__).resolve().parents[1]
 HEAVY = ("torch", "torchvision", "timm", "transformers", "lightning", "sklearn", "scipy")
 # What the extras bring, and no module may need in order to be imported.
 OPTIONAL = (
-    "accelerate", "beartype", "hypothesis", "lightning", "onnx", "onnx_ir", "onnxruntime", "onnxscript", "packaging",
-    "PIL", "pytest", "pytorch_lightning", "scipy", "sklearn", "timm", "torchmetrics", "torchvision", "tqdm",
-    "transformers", "yaml",
+    "accelerate", "beartype", "hypothesis", "lightning", "lm_eval", "onnx", "onnx_ir", "onnxruntime", "onnxscript",
+    "packaging", "peft", "PIL", "pytest", "pytorch_lightning", "scipy", "sklearn", "timm", "torchmetrics",
+    "torchvision", "tqdm", "transformers", "yaml",
 )  # fmt: skip
 
 

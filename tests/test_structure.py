@@ -21,6 +21,8 @@ ALLOWED: dict[str, frozenset[str]] = {
     "parts": frozenset({"core"}),
     # Channels and the like are read off the network's structure.
     "parts.granularity": frozenset({"graph"}),
+    # Where streams of a network run is a question of its structure too.
+    "parts.prepare": frozenset({"graph"}),
     # And so is what a unit costs.
     "parts.evidence": frozenset({"graph"}),
     "measure": frozenset({"core", "graph"}),
@@ -29,8 +31,8 @@ ALLOWED: dict[str, frozenset[str]] = {
     # The default granularity of prunus.groups is the one part the engine knows by name.
     "engine": frozenset({"core", "parts.evidence", "parts.granularity", "graph"}),
     "deploy": frozenset({"core", "graph", "engine"}),
-    # Folders of shards, block by block.
-    "stream": frozenset({"core", "graph", "engine", "deploy"}),
+    # Folders of shards, block by block: which units and which evidence a block tells by itself.
+    "stream": frozenset({"core", "graph", "engine", "deploy", "parts.evidence", "parts.granularity"}),
     "lab": ANYTHING,
     "advise": ANYTHING,
     "report": frozenset({"core", "measure"}),

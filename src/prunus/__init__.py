@@ -28,6 +28,7 @@ _PLACES = {
     "groups": "prunus.engine.structure",
     "load": "prunus.deploy.files",
     "prune": "prunus.engine.prune",
+    "recover_": "prunus.engine.recover_",
     "save": "prunus.deploy.files",
     "score": "prunus.engine.score",
     "transfer": "prunus.engine.transfer",
@@ -46,6 +47,7 @@ if TYPE_CHECKING:
     from prunus.core.task import Task
     from prunus.deploy.files import load, save
     from prunus.engine.prune import prune
+    from prunus.engine.recover_ import recover_
     from prunus.engine.result import Result
     from prunus.engine.score import score
     from prunus.engine.session import Session
@@ -72,6 +74,7 @@ __all__ = [
     "methods",
     "parts",
     "prune",
+    "recover_",
     "report",
     "save",
     "score",

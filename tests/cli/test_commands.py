@@ -15,7 +15,7 @@ import prunus
 from prunus.cli.app import app
 from prunus.lab import zoo
 
-COMMANDS = ("quickstart", "prune", "compare", "inspect", "methods", "measure", "perplexity")
+COMMANDS = ("quickstart", "prune", "compare", "inspect", "methods", "measure", "perplexity", "evaluate")
 PRUNE = ("prune", "mlp", "-d", "digits")
 
 

@@ -108,3 +108,17 @@ def test_perplexities_side_by_side(folder: Path, tmp_path: Path) -> None:
     assert "windows of 64 tokens" in printed and "standard error" in printed  # as long as the model takes
     assert "would measure 2 models" in call(*given, "--dry-run").output
     assert "hf:FOLDER" in call("perplexity", "resnet20", "--text", folder, code=2).output
+
+
+def test_layers_and_units(folder: Path, tmp_path: Path) -> None:
+    """The folder is a smaller model, read by whom the last line says."""
+    command = [p if p != "wanda" else "shortgpt" for p in asked(folder, tmp_path / "shallow", "--sparsity", 0.5)]
+    printed = call(*command).output
+    assert "50.00% of the units are gone" in printed and "num_hidden_layers 2 -> 1" in printed
+    assert "(from_pretrained reads it)" in printed
+    assert transformers.LlamaForCausalLM.from_pretrained(tmp_path / "shallow").config.num_hidden_layers == 1
+    command = [p if p != "wanda" else "flap" for p in asked(folder, tmp_path / "narrow", "--sparsity", 0.3)]
+    report = told(*command)
+    assert report["bytes"] < report["bytes_read"] and "model.embed_tokens" in report["spanning"]
+    assert (tmp_path / "narrow" / "tokenizer.json").is_file()
+    assert (tmp_path / "narrow" / "pruning.json").is_file() != report["uniform"]

@@ -165,6 +165,7 @@ class Case:
     def task(self, dtype: torch.dtype = torch.float64, **changes: Any) -> prunus.Task:
         batches = self.batches(4, dtype)
         given = {"loss": self.loss, "train": batches, "calib": batches[:2], "example": (batches[0][0],)}
+        given["general"] = batches[2:]
         return prunus.Task(**(given | changes))
 
 

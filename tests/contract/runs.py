@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 import prunus
 from prunus import Event, Recipe, Result
-from prunus.core.part import Gate
+from prunus.core.part import Gate, Granularity
 from prunus.parts.gate import Arm, HardConcrete
 from prunus.parts.schedule import Iterative
 from tests.contract.models import CASES, Case
@@ -44,8 +44,16 @@ NOTHING_TO_READ |= {("gate_decorator", name) for name in ("mlp", "vit", "decoder
 NOTHING_TO_READ |= {("hrank", name) for name in ("mlp", "vit", "decoder", "moe")}
 # Structures that a network has not, or (blocks) too few of: of one block three fifths are none. Deeper networks are
 # pruned in the oracles.
-NO_UNITS = {"Head": ("mlp", "cnn"), "Block": tuple(CASES), "Branch": tuple(CASES)}
-NO_STRUCTURE = {(r, m) for r in NAMES for m in NO_UNITS.get(type(prunus.methods.get(r).granularity).__name__, ())}
+NO_UNITS = {"Head": ("mlp", "cnn"), "Width": ("mlp", "cnn"), "Block": tuple(CASES), "Branch": tuple(CASES)}
+NO_UNITS["Expert"] = tuple(CASES)  # of three experts two are chosen at once
+
+
+def units_of(granularity: Granularity) -> str:
+    """The name of a granularity, or of the one inside of it."""
+    return type(getattr(granularity, "of", granularity)).__name__
+
+
+NO_STRUCTURE = {(r, m) for r in NAMES for m in NO_UNITS.get(units_of(prunus.methods.get(r).granularity), ())}
 
 PAIRS = [(r, m) for r in NAMES for m in CASES if (r, m) not in NOTHING_TO_READ | NO_KERNELS | NO_STRUCTURE]
 STRUCTURED = [(r, m) for r, m in PAIRS if prunus.methods.get(r).structure == "structured"]
@@ -54,7 +62,9 @@ STRUCTURED = [(r, m) for r, m in PAIRS if prunus.methods.get(r).structure == "st
 def recipe(name: str) -> Recipe:
     """The published recipe, with the hundred rounds of iterative ones cut to eight to save time."""
     found = prunus.methods.get(name)
-    rounds = 2 if name == "car" else 8  # which runs the network once for every unit in every round
+    rounds = 2 if name in ("bonsai", "car") else 8  # which run the network hundreds of times in every round
+    if name == "bonsai":
+        found = replace(found, criterion=replace(found.criterion, samples=16))
     return (
         replace(found, schedule=replace(found.schedule, rounds=rounds))
         if isinstance(found.schedule, Iterative)
@@ -115,7 +125,8 @@ def dense(name: str, case: Case, dtype: torch.dtype = torch.float64) -> nn.Modul
 def ready(found: Recipe, model: nn.Module, case: Case) -> nn.Module:
     """The same network, prepared in place if the recipe prepares: an optimizer must hold what will be pruned."""
     if found.prepare is not None:
-        found.prepare(model, (case.batches(1, next(model.parameters()).dtype)[0][0],))
+        task = case.task(next(model.parameters()).dtype)
+        found.prepare(model, task.example, task)
     return model
 
 
@@ -134,6 +145,7 @@ class Trained:
     masks: list[dict[str, Tensor]]  # unit masks after attaching, and after every step
     escaped: list[int]  # pruned entries that were not zero, likewise
     holding: list[bool]
+    marking: bool = False
     gone: dict[str, Tensor] = field(default_factory=dict)  # the entries that are pruned now
 
 
@@ -189,7 +201,9 @@ def note(run: Trained) -> None:
     run.masks.append({n: m.clone() for n, m in session.masks.items()})
     run.holding.append(session.holding)
     named = dict(session.model.named_parameters())
-    if len(run.masks) == 1 or not same(*run.masks[-2:]):  # laid out entry by entry, which takes longer than a step
+    # Laid out entry by entry, which takes longer than a step.
+    if len(run.masks) == 1 or not same(*run.masks[-2:]) or run.marking != session.marking:
+        run.marking = session.marking
         run.gone = {n: ~m for n, m in parameter_masks_of(session).items()}
     run.escaped.append(sum(int(named[n][m].count_nonzero()) for n, m in run.gone.items()))
 
@@ -199,7 +213,9 @@ def parameter_masks_of(session: prunus.Session) -> dict[str, Tensor]:
     named = dict(session.model.named_parameters())
     out: dict[str, Tensor] = {}
     for group in session.groups:
-        gone = (~session.masks[group.name]).reshape(-1).nonzero().squeeze(1).tolist()
+        lying = session.laid if session.marking else session.masks  # what is only marked lies nowhere
+        keep = lying.get(group.name, torch.ones(group.shape, dtype=torch.bool))
+        gone = (~keep).reshape(-1).nonzero().squeeze(1).tolist()
         for member in group.members:
             if member.buffer:
                 continue

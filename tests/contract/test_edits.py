@@ -23,8 +23,10 @@ UNREAD = [
     "activation_distilled",
     "aofp",
     "apoz",
+    "bonsai",
     "both_sides_norm",
     "c_obs",
+    "c_sgd",
     "calpa_net",
     "car",
     "channel_lasso",
@@ -33,7 +35,11 @@ UNREAD = [
     "dcp",
     "deeplift",
     "early_bird",
+    "ecc",
+    "expert_clusters",
+    "expert_frequency",
     "flap",
+    "flap_heads",
     "fsm",
     "functional_clusters",
     "gate_decorator",
@@ -49,7 +55,11 @@ UNREAD = [
     "kwon",
     "layer_probes",
     "layer_segments",
+    "llm_pruner",
+    "llm_streamline",
     "mean_activation",
+    "minitron_depth",
+    "minitron_width",
     "morphnet",
     "morphnet_size",
     "multi_layer_pruning",
@@ -58,7 +68,10 @@ UNREAD = [
     "oicsr",
     "peel",
     "pfp",
+    "reap",
+    "shortened_llama",
     "shortgpt",
+    "sleb",
     "snap_it",
     "structured_snip",
     "super_tickets",
@@ -69,6 +82,8 @@ UNREAD = [
 ]
 UNITS_ONLY = dict.fromkeys(UNREAD, "scores nothing here")
 UNITS_ONLY |= {"fpgm": "compares whole units", "srr_gr": "compares whole filters"}
+UNITS_ONLY |= {"identity_prior": "scores nothing here"}
+UNITS_ONLY |= {"slicegpt": "no residual stream|scores nothing here"}
 # Patterns of single weights, and shares of what one weight puts into an output.
 ELEMENTS_ONLY = dict.fromkeys(
     (

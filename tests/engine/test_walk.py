@@ -262,7 +262,7 @@ def test_recipes_that_need_more_than_a_block_are_refused() -> None:
     with pytest.raises(SpecError, match="compete"):
         replace(prunus.methods.get("wanda"), allocate=GlobalRanking(), sweep="blocks")
     with pytest.raises(SpecError, match="behind the last block"):
-        replace(prunus.methods.get("wanda"), criterion=prunus.methods.get("snip").criterion, sweep="blocks")
+        replace(prunus.methods.get("wanda"), criterion=prunus.methods.get("taylor_fo").criterion, sweep="blocks")
 
 
 @pytest.mark.parametrize("budget", [prunus.Budget(params=0.85), prunus.Budget(macs=0.85)], ids=str)

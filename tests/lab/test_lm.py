@@ -132,6 +132,7 @@ def test_without_a_model_it_says_what_to_do(
         lm.note_of(tmp_path)
 
 
+@pytest.mark.slow
 def test_runs_are_made_once_and_judged(
     llm: ModuleType,
     trained: Path,
@@ -143,12 +144,14 @@ def test_runs_are_made_once_and_judged(
     table = tmp_path / "runs.csv"
     monkeypatch.setattr(llm, "PAGE", tmp_path / "page.md")
     monkeypatch.setattr(llm, "PATTERNS", {p: llm.PATTERNS[p] for p in ("70 %", "2:4")})
+    monkeypatch.setattr(llm, "UNITS", dict(list(llm.UNITS.items())[:1]))
     asked = ["--run", "--quick", "--table", str(table), "--lm", str(trained), "--encoder", str(encoder)]
     llm.main([*asked, "--draws", "0"])
     first = table.read_text(encoding="utf-8")
     found = ledger.rows(table, llm.Run)
-    expected = product((llm.LM, llm.ENCODER), llm.PATTERNS, llm.METHODS)
-    assert [(r.model, r.pattern, r.method) for r in found] == list(expected)
+    expected = [*product((llm.LM, llm.ENCODER), llm.PATTERNS, llm.METHODS)]
+    expected += product((llm.ENCODER,), llm.UNITS, llm.UNIT_METHODS)
+    assert [(r.model, r.pattern, r.method) for r in found] == expected
     assert all(r.sparsity == pytest.approx(0.7 if r.pattern == "70 %" else 0.5, abs=0.02) for r in found)
     for r in found:
         magnitude = next(q for q in found if (q.model, q.pattern, q.method) == (r.model, r.pattern, "magnitude"))
@@ -157,6 +160,13 @@ def test_runs_are_made_once_and_judged(
         else:
             assert r.over_magnitude == pytest.approx(r.value - magnitude.value, abs=1e-5)
             assert r.over_magnitude_error is not None and r.over_magnitude_error > 0
+        named = next(
+            (q for q in found if (q.model, q.pattern, q.method) == (r.model, r.pattern, "published " + r.method)), None
+        )
+        assert (r.over_published is None) == (named is None)
+        if named is not None:  # the same tokens, another sum
+            assert r.over_published == pytest.approx(r.value - named.value, abs=1e-5)
+            assert r.calib == named.calib and (r.method != "wanda" or abs(r.over_published) < 1e-3)
         assert (r.perplexity is None) == (r.model == llm.ENCODER) and r.value != r.dense
     assert len({r.calib for r in found}) == 2  # one draw for each model
     llm.main([*asked, "--draws", "0"])
@@ -169,7 +179,7 @@ def test_runs_are_made_once_and_judged(
 
 
 def a_row(llm: ModuleType) -> Any:
-    nothing = (None, None, None, None)
+    nothing = (None, None, None, None, None, None)
     return llm.Run(llm.LM, "old", "2:4", "wanda", 0, 128, 128, 1.0, 1.0, 2.0, *nothing, 0.5, 1.0, "c", 9, "", "")
 
 
@@ -190,6 +200,8 @@ def test_verdicts_need_both_draws_and_text(llm: ModuleType) -> None:
             error,
             over,
             error,
+            over,
+            error,
             0.5,
             1.0,
             "c",
@@ -204,6 +216,13 @@ def test_verdicts_need_both_draws_and_text(llm: ModuleType) -> None:
         left = [run("sparsegpt", d, value + d / 99, value - 2.0, error) for d in range(3)]
         assert claim.judged([*wanda, *left]).word == word
     assert claim.judged(wanda).word == "too few runs"
+    same = replace(claim, right="published sparsegpt", strictly=False)
+    theirs = [run("published sparsegpt", d, 2.0) for d in range(3)]
+    for value, error, word in ((2.0, 0.1, "supported"), (2.1, 0.1, "supported"), (2.5, 0.1, "refuted")):
+        left = [run("sparsegpt", d, value, value - 2.0, error) for d in range(3)]
+        assert same.judged([*theirs, *left]).word == word
+    left[0] = run("sparsegpt", 0, 2.0, 0.0, 0.1)
+    assert same.judged([*theirs, *left]).word == "inconclusive" and same.judged(left).word == "too few runs"
 
 
 def test_only_runs_with_the_last_weights_count(llm: ModuleType) -> None:

@@ -22,8 +22,9 @@ from prunus.parts.criteria import (
     ShapleyValue,
     StationaryHead,
 )
-from prunus.parts.criteria.attribution import k_means, stationary
+from prunus.parts.criteria.attribution import stationary
 from prunus.parts.evidence.attribution import AttributionEvidence
+from prunus.parts.evidence.clusters import k_means
 from prunus.parts.evidence.propagated import inf_fs
 from prunus.parts.granularity import Channel, Head
 from tests.oracle.test_activation_criteria import Net, maps_of, scores_of

@@ -11,10 +11,11 @@ import pytest
 import torch
 from torch import Tensor
 
+import prunus
 from prunus import Recipe, methods
 from prunus.core.errors import SpecError
 from prunus.core.events import Event
-from prunus.parts.allocation import Uniform
+from prunus.parts.allocation import Begun, Uniform
 from prunus.parts.criteria import Random
 from prunus.parts.schedule import (
     Alternating,
@@ -24,7 +25,7 @@ from prunus.parts.schedule import (
     Rewiring,
     SoftBound,
 )
-from tests.oracle.sparse_runs import Run, best, best_of_all, stays, total, without_least
+from tests.oracle.sparse_runs import Run, batches, best, best_of_all, loss_of, mlp, stays, total, without_least
 
 STEPS, DENSITY = 24, 0.3
 
@@ -49,6 +50,32 @@ def test_granet_by_hand() -> None:
         run.agree(step)
     assert len(paths) == 4 and paths[-1] == pytest.approx(1 - DENSITY)
     assert total(twin.masks) == stays(DENSITY, units)
+
+
+def test_granet_from_half_a_network() -> None:
+    """Half of the weights at random, dealt out by ERK; what is pruned from then on is pruned across the network."""
+    schedule = GradualPruneAndGrow(initial=0.5, every=4, drop=1e-9)
+    found = replace(methods.granet, start=Random(), allocate=Begun(), schedule=schedule)
+    model = mlp()
+    session = prunus.Session(model, found, prunus.Task(loss=loss_of), prunus.Budget(DENSITY), steps=STEPS)
+    optimizer = torch.optim.SGD(model.parameters(), 0.01)
+    session.attach(optimizer)
+    units = sum(m.numel() for m in session.masks.values())
+    dealt = prunus.prune(mlp(), None, methods.erk_random, sparsity=0.5, seed=5).unit_masks
+    assert {n: int(m.sum()) for n, m in session.masks.items()} == {n: int(m.sum()) for n, m in dealt.items()}
+    assert total(session.masks) == stays(0.5, units)
+    before = dict(session.masks)
+    for batch in batches():
+        optimizer.zero_grad()
+        loss_of(model, batch).backward()
+        optimizer.step()
+    weights = dict(model.named_parameters())
+    dropped = torch.cat([weights[n].detach().abs().reshape(m.shape)[before[n] & ~m] for n, m in session.masks.items()])
+    assert total(session.masks) == stays(DENSITY + (0.5 - DENSITY) * (1 - 4 / 16) ** 3, units)
+    assert all(not (m & ~before[n]).any() for n, m in session.masks.items()) and not dropped.any()
+    shares = {n: int(m.sum()) / int(before[n].sum()) for n, m in session.masks.items()}
+    assert len({round(v, 2) for v in shares.values()}) > 1  # not the same share of every layer
+    session.detach()
 
 
 def test_cgp_by_hand() -> None:

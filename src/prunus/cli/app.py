@@ -7,7 +7,19 @@ from typing import Annotated
 import typer
 
 import prunus
-from prunus.cli import compare, inspect_, measure, methods, perplexity, prune, quickstart
+from prunus.cli import (
+    compare,
+    contrast,
+    evaluate,
+    inspect_,
+    measure,
+    methods,
+    perplexity,
+    plan,
+    prune,
+    quickstart,
+    runs,
+)
 from prunus.cli.output import guarded
 
 app = typer.Typer(
@@ -43,10 +55,15 @@ def common(
 for _name, _command in (
     ("quickstart", quickstart.quickstart),
     ("prune", prune.prune),
+    ("plan", plan.plan),
     ("compare", compare.compare),
     ("inspect", inspect_.inspect),
     ("methods", methods.methods),
     ("measure", measure.measure),
     ("perplexity", perplexity.perplexity),
+    ("evaluate", evaluate.evaluate),
 ):
     app.command(_name)(guarded(_command))
+
+app.add_typer(contrast.app, name="contrast")
+app.add_typer(runs.app, name="runs")

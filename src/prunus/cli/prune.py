@@ -22,7 +22,7 @@ from prunus.cli.setting import (
     session_of,
     setup_from,
 )
-from prunus.cli.stream import Calib, Memory, Resume, Samples, Together, Tokenizer, patterned, streamed
+from prunus.cli.stream import Calib, Device, Memory, Resume, Samples, Together, Tokenizer, patterned, streamed
 from prunus.core.errors import SpecError
 
 if TYPE_CHECKING:
@@ -91,6 +91,7 @@ def prune(
     tokenizer: Tokenizer = None,
     memory: Memory = None,
     resume: Resume = False,
+    device: Device = "cpu",
     out: Out = Path("pruned"),
     dry_run: DryRun = False,
     seed: Seed = 0,
@@ -119,6 +120,7 @@ def prune(
             tokenizer=tokenizer,
             memory=memory,
             resume=resume,
+            device=device,
             out=out,
             dry_run=dry_run,
             seed=seed,
@@ -127,6 +129,8 @@ def prune(
         return
     if resume:
         raise SpecError("--resume goes on with a folder that is pruned block by block: it needs --calib")
+    if device != "cpu":
+        raise SpecError("--device is for a folder that is pruned block by block: it needs --calib")
     if ablate is not None:
         if not isinstance(recipe, Recipe):
             raise SpecError(f"{recipe.name} is a procedure, whose masks and scores are its own: nothing to ablate")

@@ -35,6 +35,9 @@ Memory = Annotated[
     float | None,
     typer.Option("--memory", min=0, help="With --calib: GB of activations that wait in memory; the rest in files."),
 ]
+Device = Annotated[
+    str, typer.Option("--device", help="With --calib: where the block under work is; the rest stays on the CPU.")
+]
 Resume = Annotated[bool, typer.Option("--resume", help="With --calib: go on with the run that was stopped.")]
 
 
@@ -73,15 +76,20 @@ def streamed(
     tokenizer: Path | None,
     memory: float | None,
     resume: bool,
+    device: str,
     out: Path,
     dry_run: bool,
     seed: int,
     json: bool,
 ) -> None:
-    """Prune a transformers folder block by block and write another one that `from_pretrained` reads."""
+    """Prune a transformers folder block by block and write another one that `from_pretrained` reads.
+
+    Under `torchrun` every process runs its part of the text, and the first one writes and says what was done.
+    """
     from prunus.core.procedure import Procedure
     from prunus.lab.data.calibration import calibration
     from prunus.stream import prune_folder
+    from prunus.stream.processes import joined
 
     prefix, _, name = network.partition(":")
     folder = Path(name).expanduser()
@@ -105,7 +113,7 @@ def streamed(
         planned(json, told, f"would prune {folder} by {recipe.name} on {drawn} and write {out}")
         return
     batches = [{"input_ids": ids} for ids in drawn.batches]
-    with told_warnings(), _bar(recipe.name) as on_block:
+    with joined(device) as rank, told_warnings(), _bar(recipe.name) as on_block:
         made = prune_folder(
             folder,
             out,
@@ -115,8 +123,11 @@ def streamed(
             seed=seed,
             resume=resume,
             memory=None if memory is None else int(memory * 1e9),
-            on_block=on_block,
+            device=device,
+            on_block=on_block if rank == 0 else None,
         )
+    if rank:
+        return
     if json:
         emit({"folder": str(out), "calibration": str(drawn), "calibration_sha256": drawn.digest, **made.to_dict()})
         return
@@ -154,8 +165,12 @@ def _print(made: Streamed, drawn: str) -> None:
     from rich.markup import escape
     from rich.table import Table
 
-    table = Table(title=f"{made.recipe.name}: {made.overall:.2%} of the weights in the blocks are zero")
-    for name in ("block", "weights", "kept", "whole", "seconds"):
+    from prunus.stream import Shrunk
+
+    smaller = isinstance(made, Shrunk)
+    what = "units are gone" if smaller else "weights in the blocks are zero"
+    table = Table(title=f"{made.recipe.name}: {made.overall:.2%} of the {what}")
+    for name in ("block", "units" if smaller else "weights", "kept", "whole", "seconds"):
         table.add_column(name, justify="left" if name == "block" else "right")
     for block in made.blocks:
         units, kept = sum(block.units.values()), sum(block.kept.values())
@@ -169,4 +184,11 @@ def _print(made: Streamed, drawn: str) -> None:
         f"{made.activations / 1e6:,.1f} MB of activations, {made.seconds:.0f} s"
         + (f"; {made.resumed} blocks were done by an earlier run" if made.resumed else "")
     )
-    say(f"written: {made.folder} (from_pretrained reads it), {made.folder / 'prunus.json'}")
+    reader = "from_pretrained"
+    if isinstance(made, Shrunk):
+        reader = made.loader
+        fields = ", ".join(f"{n} {was} -> {now}" for n, (was, now) in made.changed.items())
+        say(f"{made.bytes / 1e6:,.1f} MB of weights are left; {fields or made.reason or 'configuration unchanged'}")
+        for name, why in made.spanning.items():
+            say(f"{name} stays whole: {why}")
+    say(f"written: {made.folder} ({reader} reads it), {made.folder / 'prunus.json'}")

@@ -46,6 +46,10 @@ class Sources:
         step: optimizer steps since the beginning.
         rate: the learning rate of the step at hand; None outside of training.
         momenta: what the optimizer has averaged gradients to, by parameter name.
+        density: what the allocation that asks is to keep, as a fraction.
+        blocks: the block in which a group lies, by group name; there where evidence asks for it (`blocks = True`),
+            empty where the model has fewer than two.
+        known: what was collected of the asking criterion's evidence before, by parameter name of its `__call__`.
         choose: the masks that the recipe's allocation would make of scores at the density of the next event; scores are
             those of its criterion where none are given. None outside of a session.
     """
@@ -71,6 +75,9 @@ class Sources:
     step: int = 0
     rate: float | None = None
     momenta: Mapping[str, Tensor] = field(default_factory=dict)
+    density: float = 1.0
+    blocks: Mapping[str, str] = field(default_factory=dict)
+    known: Mapping[str, GroupTensors] = field(default_factory=dict)
     choose: "Callable[[dict[str, Tensor] | None], dict[str, Tensor]] | None" = None
 
 

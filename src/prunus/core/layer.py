@@ -1,7 +1,7 @@
 """What is rebuilt and recovered after pruning: one linear map at a time, or the model as a whole."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import torch
@@ -37,6 +37,8 @@ class Layer:
         block: `[in]`, which block of a pattern (N:M) each column belongs to, or None where there is no pattern.
         free: whether a reconstruction may keep other weights or units than `keep`, as many of them in each block, or
             part, as `keep` does. False where other layers read the same units.
+        box: `[in]`, which box of its row each column belongs to, where units are such boxes, all equally long, and no
+            pattern lies on them; then whole boxes may be chosen anew. None otherwise.
         parts: the units form this many equal consecutive parts, which have to keep equally many each.
         stored: the type that the weights come from and go back to. A reconstruction may compute in float32 where it is
             no finer than that, if it says how far off that can be.
@@ -54,6 +56,7 @@ class Layer:
     allowed: Bool[Tensor, "out in"] | None = None
     block: Int[Tensor, "in"] | None = None
     free: bool = True
+    box: Int[Tensor, "in"] | None = None
     parts: int = 1
     stored: torch.dtype = torch.float64
 
@@ -68,6 +71,12 @@ class Layer:
         owned = (self.unit >= 0).nonzero().squeeze(1)
         order = owned[self.unit[owned].argsort(stable=True)]
         return order.reshape(int(self.unit.max()) + 1, -1)
+
+    @property
+    def box_columns(self) -> Int[Tensor, "boxes c"]:
+        """The columns of each box, in order."""
+        assert self.box is not None
+        return self.box.argsort(stable=True).reshape(int(self.box.max()) + 1, -1)
 
     @property
     def span(self) -> int:
@@ -104,6 +113,8 @@ class Site:
         masks: parameter name -> bool of its shape: what must stay zero.
         generator: the only source of randomness.
         teacher: the dense model as it was, in evaluation mode, where the recovery asks for one.
+        memory: tensors that a recovery's loss carries from step to step; saved with the session. A key is the name of
+            the parameter on whose device it lies, and a suffix after `|`.
     """
 
     model: nn.Module
@@ -112,3 +123,4 @@ class Site:
     masks: Mapping[str, Tensor]
     generator: torch.Generator
     teacher: nn.Module | None = None
+    memory: dict[str, Tensor] = field(default_factory=dict)

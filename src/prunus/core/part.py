@@ -5,7 +5,7 @@ to and from plain JSON follow from that. Defining a concrete part registers it u
 """
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import fields, is_dataclass
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar, cast
@@ -176,17 +176,27 @@ class Allocation(Part):
 
     `pattern` is True where the allocation itself imposes a semi-structured pattern (N:M). `pays`: a currency in which
     it solves for a budget by itself (`afford`); in all others the engine looks for the number of units that fits.
+    `apart`: what it keeps of a group hangs on that group's scores alone, so that groups may come one by one.
     """
 
     slot: ClassVar[str] = "allocate"
     pays: ClassVar[str | None] = None
     given: ClassVar[frozenset[str]] = frozenset({"scores", "density", "space"})
     pattern: ClassVar[bool] = False
+    apart: ClassVar[bool] = False
     scope: ClassVar[Literal["global", "local"]] = "local"
 
     def __call__(self, *args: Any, **evidence: Any) -> Masks:
         """See the class: `(scores, density, space, **evidence)`."""
         raise SpecError(f"{type(self).__name__} does not say which units stay")
+
+    def foresees(self) -> Mapping[str, "Evidence"]:
+        """What `settled` wants to be told: evidence of the whole model, before anything is done at an event."""
+        return {}
+
+    def settled(self, density: float, space: Space, there: Mapping[str, int], **evidence: Any) -> "Allocation":
+        """The same with every layer's density written down; `there`: how many units of a group are left."""
+        return self
 
     def afford(self, scores: Scores, keep: float, space: Space, **evidence: Any) -> Masks:
         """The masks that leave at most the share `keep` of the dense model's cost in the currency that it pays."""
@@ -212,8 +222,9 @@ class Gate(Part):
 
     While a session is attached, a gated weight w is used as `weight(w, value)`. The value of a single weight is its own
     gate's; that of a unit (channel, neuron, head) multiplies what it is read with, the slices of the role `in`, so that
-    it acts after normalizations and nonlinearities. After the last event the weights are what the network was
-    computed with, pruned units are zero, and the gates are gone. `prunus.engine.gating` trains them.
+    it acts after normalizations and nonlinearities; that of a residual branch what the branch ends in. After the last
+    event weights are what the network was computed with, pruned units are zero, and the gates are gone.
+    `prunus.engine.gating` trains them.
 
     Attributes:
         trained: False for gates that hold nothing to be trained: the recipe's criterion scores the weights behind them,
@@ -221,7 +232,6 @@ class Gate(Part):
         freezes: all parameters of the model stay as they are while the gates are trained.
         selects: `moment.keep` is chosen anew every `every` steps, by the gates' worth, or by the recipe's criterion
             where they are not trained. Cost: one allocation each time. Otherwise it is what the last event kept.
-        every: see `selects`.
         samples: how many draws of `moment.noise` it wants for every step; several lie along a first axis.
         sees: `value`, `penalty`, `open` and `restarted` want `moment.w`.
         evaluates: `estimated` is asked for gradients, once per step.
@@ -324,21 +334,28 @@ class Reconstruction(Part):
 
     layer: see `prunus.core.layer.Layer`. choose: which weights stay, given scores of a block of columns, at the share
     that the allocation gave the layer; a reconstruction that does not select takes `layer.keep` as it is.
+    `chooses`: it selects single weights anew, so that of masks only the number in each row, block or layer counts.
     """
 
     slot: ClassVar[str] = "reconstruct"
+    chooses: ClassVar[bool] = False
 
     def __call__(self, layer: "Layer", choose: "Choose") -> "Update":
         raise SpecError(f"{type(self).__name__} rebuilds nothing")
 
 
 class Preparation(Part):
-    """`(model, example) -> model`, in place: the same outputs from other modules, so that there are other units."""
+    """`(model, example, task) -> model`, in place: the same outputs from other modules, which give other units."""
 
     slot: ClassVar[str] = "prepare"
+    reads: ClassVar[Literal["nothing", "inputs", "labels"]] = "nothing"  # of the task; of the example without one
 
-    def __call__(self, model: Any, example: Any) -> Any:
+    def __call__(self, model: Any, example: Any, task: Any = None) -> Any:
         raise SpecError(f"{type(self).__name__} prepares nothing")
+
+    def again(self, model: Any, names: Collection[str]) -> Any:
+        """The same modules, for a model whose values are then read from a file that holds `names`."""
+        return self(model, None)
 
 
 class Recovery(Part):
@@ -346,12 +363,16 @@ class Recovery(Part):
 
     `__call__` runs after the last event, in place; the others shape the training steps that follow, in `prunus.prune`.
     `teacher`: whether it wants a copy of the dense model. `restarts`: whether optimizers forget what they gathered.
+    `trains`: whether `__call__` trains by itself, and so needs a loss and batches.
+    `throughout`: whether its `loss` is trained with from the first step on, while units are still being chosen.
     """
 
     slot: ClassVar[str] = "recover"
     reads: ClassVar[Literal["nothing", "inputs", "labels"]] = "nothing"
     teacher: ClassVar[bool] = False
     restarts: ClassVar[bool] = False
+    trains: ClassVar[bool] = False
+    throughout: bool = False
 
     def __call__(self, site: "Site") -> None:
         """Change `site.model` in place. Nothing by default."""
@@ -365,17 +386,12 @@ class Recovery(Part):
         return None
 
     def loss(self, site: "Site", batch: Any) -> Tensor | None:
-        """The loss to train with after the last event; None for the task's own."""
+        """The loss to train with after the last event, or `throughout`; None for the task's own."""
         return None
 
 
-SLOTS: dict[str, type[Part]] = {
-    c.slot: c
-    for c in (
-        *(Granularity, Criterion, Growth, Redistribution, Penalty, Prox, Allocation, Schedule),
-        *(Gate, Reconstruction, Preparation, Recovery),
-    )
-}
+_SLOTS = (Granularity, Criterion, Growth, Redistribution, Penalty, Prox, Allocation, Schedule, Gate)
+SLOTS: dict[str, type[Part]] = {c.slot: c for c in (*_SLOTS, Reconstruction, Preparation, Recovery)}
 
 
 def plain_dataclass(part: Part) -> None:

@@ -49,7 +49,9 @@ class Recipe:
         reconstruct: how the weights that stay make up for those that go, layer by layer.
         recover: what brings the model back afterwards, and how it is trained then.
         sweep: `model`: everything is scored, then everything pruned. `blocks`: a block (a layer of a transformer) is
-            scored, pruned and rebuilt on what the pruned blocks before it give, then the next one.
+            scored, pruned and rebuilt on what the pruned blocks before it give, then the next one. Densities of layers
+            that the allocation deals out (`Allocation.settled`), and what the criterion reads of the loss, come from
+            the model as it was before the first block.
         on: whether the method expects initial or trained weights.
 
     A variant is an edit: `dataclasses.replace(snip, granularity=Channel())`.
@@ -102,8 +104,12 @@ class Recipe:
             return f"{type(self.schedule).__name__} does more than prune"
         if self.scope == "global":
             return f"with {type(self.allocate).__name__} units of all layers compete: take allocate=Uniform()"
-        if self.scores_from == "labels":
-            return f"{type(self.criterion).__name__} needs gradients of the loss, which is behind the last block"
+        ahead = self.allocate.foresees()
+        if any(e.reads == "labels" for n, e in self.allocate.asks().items() if n not in ahead):
+            return f"{type(self.allocate).__name__} needs the loss, which is behind the last block"
+        for part in (self.criterion, self.start):
+            if part is not None and any(e.reads == "labels" and e.per_batch for e in part.asks().values()):
+                return f"{type(part).__name__} needs the loss on each batch by itself, which is behind the last block"
         return ""
 
     # What follows is derived from the parts, never declared.
@@ -155,7 +161,9 @@ class Recipe:
         """The most that any part reads: nothing, inputs, or labels (through the loss)."""
         parts = (self.criterion, self.start, self.grow, self.redistribute, self.penalty, self.prox, self.allocate)
         also: list[Reads] = [] if self.reconstruct is None else ["inputs"]
-        also += [] if self.gate is None else ["labels"]
+        taught = self.recover is not None and self.recover.throughout
+        also += [] if self.gate is None or taught else ["labels"]
+        also += [] if self.prepare is None else [self.prepare.reads]
         return _most(*parts, also=also if self.recover is None else [*also, self.recover.reads])
 
     @property
@@ -164,6 +172,7 @@ class Recipe:
         of training instead.
         """
         also: list[Reads] = [] if self.reconstruct is None else ["inputs"]
+        also += [] if self.prepare is None else [self.prepare.reads]
         return _most(self.criterion, self.start, self.allocate, also=also)
 
     @property

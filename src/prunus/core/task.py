@@ -30,6 +30,8 @@ class Task:
             Structure, MACs and data-free evidence are read with it. Left out, it is taken from the first batch.
         clock: `(dense, pruned, example) -> Timing`, by which a budget in latency is measured, to time another runtime
             than PyTorch on this machine (`prunus.measure.clock.latency_share`).
+        general: batches of what the model should stay good at beside the task, with the same loss; for methods that
+            weigh both (D-Pruner).
 
     >>> Task(loss=lambda model, batch: model(batch[0]).square().mean())  # doctest: +ELLIPSIS
     Task(loss=...)
@@ -42,6 +44,7 @@ class Task:
     forward: Callable[[nn.Module, Batch], Any] | None = None
     example: Example | Tensor | None = None
     clock: Clock | None = None
+    general: Iterable[Batch] | None = None
 
     def __repr__(self) -> str:
         given = [f"{k}=..." for k, v in vars(self).items() if v is not None]

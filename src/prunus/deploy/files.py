@@ -1,6 +1,6 @@
 """Saving and loading pruned models: safetensors for numbers, JSON for everything else, SHA-256 for both."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Set
 from pathlib import Path
 from typing import Any
 
@@ -184,8 +184,15 @@ def _prepare_(model: nn.Module, manifest: Manifest, state: Mapping[str, Tensor])
     """Write the model's modules anew where the recipe did so before pruning (layers as products), if it is not done."""
     recipe = manifest.result.get("recipe")
     plain = recipe.get("prepare") if isinstance(recipe, Mapping) else None
-    if isinstance(plain, Mapping) and not state.keys() <= _own_state(model).keys():
-        preparation_of(plain)(model, None)
+    stored = state.keys() - manifest.aliases.keys()
+    if isinstance(plain, Mapping) and not _fits(stored, _own_state(model)):
+        preparation_of(plain).again(model, stored)
+
+
+def _fits(stored: Set[str], own: Mapping[str, Tensor]) -> bool:
+    """Whether what is stored are names of the model, one for each of its tensors at most."""
+    names = dict.fromkeys(id(t) for t in own.values())
+    return stored == own.keys() or (stored < own.keys() and len(stored) == len(names))
 
 
 def _own_state(model: nn.Module) -> dict[str, Tensor]:

@@ -185,17 +185,24 @@ def _read_back(kind: Any, folder: Path, small: nn.Module) -> nn.Module:
 
 def _manifest(result: Result, folder: Path, reason: str) -> Saved:
     """A folder of `prunus.save` that also says which class and configuration to start from."""
-    model: Any = unwrap(result.model)
+    notes, texts = described(unwrap(result.model), folder.name, reason)
+    save(result, folder, compact=True, notes=notes, texts=texts)
+    return Saved(folder, False, type(unwrap(result.model)).__name__, reason=reason)
+
+
+def described(model: Any, folder: str, reason: str) -> tuple[dict[str, Any], dict[str, str]]:
+    """What a folder of `prunus.save` says of a dense transformers model, for `from_pretrained` below: notes for its
+    manifest, and files (name -> content).
+    """
     kind = type(model).__name__
     note: dict[str, Any] = {"class": kind, "config": json.loads(model.config.to_json_string(use_diff=False))}
     if getattr(model, "generation_config", None) is not None:
         note["generation"] = json.loads(model.generation_config.to_json_string(use_diff=False))
-    saved = Saved(folder, False, kind, reason=reason)
     readme = (
         f"# A pruned {kind}\n\n"
         f"No configuration of transformers can say its structure: {reason}.\n"
         f"It is in `{MARK}`, checked by digest when it is read:\n\n"
-        f"```python\nimport prunus.deploy\n\nmodel = prunus.deploy.from_pretrained({folder.name!r})\n```\n"
+        f"```python\nimport prunus.deploy\n\nmodel = prunus.deploy.from_pretrained({folder!r})\n```\n"
     )
     # Without a configuration, transformers would build a model of its default size; with the dense one it stops at once
     # and names the shapes that differ.
@@ -203,8 +210,7 @@ def _manifest(result: Result, folder: Path, reason: str) -> Saved:
         "README.md": readme,
         "config.json": json.dumps({**note["config"], "architectures": [kind]}, indent=1) + "\n",
     }
-    save(result, folder, compact=True, notes={_NOTES: note}, texts=texts)
-    return saved
+    return {_NOTES: note}, texts
 
 
 def from_pretrained(folder: str | Path) -> nn.Module:

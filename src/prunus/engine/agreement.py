@@ -11,6 +11,7 @@ from prunus.engine.shards import whole
 
 ADVICE = {
     "seed": "give every rank the same seed",
+    "order of layers": "some layers (experts) see only the data of some ranks: pass more of it, or run fewer processes",
     "weights": "load or seed the model alike on every rank, or wrap it in DistributedDataParallel before attach()",
 }
 

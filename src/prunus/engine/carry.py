@@ -14,6 +14,7 @@ from prunus.engine.recover import recovered
 from prunus.engine.rewind import target
 from prunus.engine.select import collapsed, warn_collapse
 from prunus.engine.sweep import swept
+from prunus.engine.undecided import undecided
 
 if TYPE_CHECKING:
     from prunus.engine.session import Session
@@ -38,7 +39,7 @@ def run(session: "Session", event: Event) -> None:
     elif event.grow:
         masks = grown(session, event, session.gradients)
     else:
-        masks = swept(session, event) if by_block else ranked(session, event)
+        masks = swept(session, event) if by_block else undecided(session, event) or ranked(session, event)
     check_ranks(masks)
     if event.settle is not None and not settles(session, event, masks):
         return

@@ -10,12 +10,14 @@ from torch import Tensor
 from prunus.core.counting import count
 from prunus.core.events import Event
 from prunus.core.evidence import RunningEvidence, Sources
-from prunus.core.part import Growth, Masks, Part
+from prunus.core.groups import Group
+from prunus.core.part import Criterion, Growth, Masks, Part
 from prunus.core.recipe import Recipe
 from prunus.engine.regrow import added, drop, grow
-from prunus.engine.score import check_scores, facts, rate, without
+from prunus.engine.score import check_scores, facts, left_out, one_by_one, rate, without
 from prunus.engine.select import select
 from prunus.engine.shards import gathered
+from prunus.engine.walk import blocks_in
 
 if TYPE_CHECKING:
     from prunus.engine.session import Session
@@ -59,6 +61,10 @@ def sources_of(session: "Session", part: Part, gradients: Mapping[str, Tensor] |
     sources.choose = lambda scores: wanted(session, scores)
     if session.gating is not None and any(getattr(e, "gates", False) for e in asked):
         sources.gates = session.gating.worth()
+    if any(getattr(e, "blocks", False) for e in asked):
+        sources.blocks = lying_in(tuple(blocks_in(session.model)), session.groups)
+    if isinstance(part, Criterion):
+        sources.known = session.known
     return sources
 
 
@@ -76,8 +82,9 @@ def wanted(session: "Session", scores: dict[str, Tensor] | None = None, density:
 def ranked(session: "Session", event: Event) -> Masks:
     """The masks of an event that scores and selects. Groups that the recipe says nothing about keep theirs."""
     recipe = session.recipe
-    first = session.fired == 0 and recipe.start is not None
-    criterion = recipe.start if first and recipe.start is not None else recipe.criterion
+    criterion = scored_by(session)
+    if apart(session, criterion, event):
+        return ranked_apart(session, criterion, event)
     scores, session.skipped = rate(criterion, sources_of(session, criterion), recipe.granularity.reduce)
     check_scores(criterion, scores)
     for name, why in unfit(session).items():
@@ -86,6 +93,45 @@ def ranked(session: "Session", event: Event) -> Masks:
     masks = {} if event.revive else session.masks
     found = chosen(session, scores, event.density, masks, event is session.events[-1])
     return found if event.below is None else spared(found, without(scores, masks), event.below)
+
+
+def apart(session: "Session", criterion: Criterion, event: Event) -> bool:
+    """Whether groups of single weights may be scored and chosen from one by one: nothing compares them."""
+    return (
+        session.recipe.allocate.apart
+        and not session.recipe.allocate.asks()
+        and session.budget.currency == "units"
+        and event.below is None
+        and not any(e.per_batch for e in criterion.asks().values())
+        and all(g.elementwise for g in session.groups)
+    )
+
+
+def ranked_apart(session: "Session", criterion: Criterion, event: Event) -> Masks:
+    """What `ranked` finds, with the scores of one group in memory at a time."""
+    out, masks, final = unfit(session), {} if event.revive else session.masks, event is session.events[-1]
+    found: Masks = {}
+    seen: set[str] = set()
+    for name, scores in one_by_one(criterion, sources_of(session, criterion), session.recipe.granularity.reduce):
+        seen.add(name)
+        if name not in out:
+            check_scores(criterion, {name: scores})
+            found[name] = chosen(session, {name: scores}, event.density, masks, final)[name]
+        del scores  # or it would be there while the next ones are made
+    session.skipped = left_out(criterion, seen, session.groups) | {n: why for n, why in out.items() if n in seen}
+    return {g.name: found.get(g.name, session.masks[g.name]) for g in session.groups}
+
+
+def scored_by(session: "Session") -> Criterion:
+    """The criterion of the next event."""
+    recipe = session.recipe
+    return recipe.start if session.fired == 0 and recipe.start is not None else recipe.criterion
+
+
+def lying_in(blocks: tuple[str, ...], groups: tuple[Group, ...]) -> dict[str, str]:
+    """The block in which each group lies, all of its members; empty where there are fewer than two blocks."""
+    found = {g.name: n for n in blocks for g in groups if all(m.param.startswith(f"{n}.") for m in g.members)}
+    return found if len(blocks) > 1 else {}
 
 
 def unfit(session: "Session") -> dict[str, str]:
@@ -113,7 +159,7 @@ def chosen(session: "Session", scores: dict[str, Tensor], density: float, masks:
     scores = without(scores, masks)
     groups = tuple(g for g in session.groups if g.name in scores)
     told = sources_of(session, recipe.allocate)
-    told.groups, told.scores, told.final = groups, scores, final
+    told.groups, told.scores, told.final, told.density = groups, scores, final, density
     given = facts(recipe.allocate, told)
     found = select(scores, recipe.allocate, session.budget.at(density), groups, session.cost, given)
     return {g.name: found.get(g.name, session.masks[g.name]) for g in session.groups}

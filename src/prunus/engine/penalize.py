@@ -27,7 +27,7 @@ def watch(session: "Session", hooks: Hooks) -> None:
         store = session.running[key]
         evidence.step(store, session.groups, live, gradients, settings)
         sources = sources_of(session, session.recipe.criterion, gradients)
-        sources.settings = settings
+        sources.settings, sources.rate = settings, float(hooks.optimizer.param_groups[0]["lr"])
         evidence.renew(store, sources)
 
 

@@ -12,6 +12,7 @@ from prunus.core.procedure import Procedure
 from prunus.core.recipe import Recipe
 from prunus.core.task import Task
 from prunus.engine.shards import whole
+from prunus.engine.walk import called
 
 
 def unwrap(model: nn.Module) -> nn.Module:
@@ -43,7 +44,7 @@ def prepared(model: nn.Module, recipe: Recipe, task: Task) -> nn.Module:
         return model
     check_slots(recipe, task, None, 0)
     call = task.example_inputs()
-    made: nn.Module = recipe.prepare(model, None if call is None else (call[1] or call[0]))
+    made: nn.Module = recipe.prepare(model, None if call is None else (call[1] or call[0]), task)
     if made is not model:
         raise SpecError(f"{type(recipe.prepare).__name__} must change the model in place and return it")
     return model
@@ -136,12 +137,19 @@ def check_slots(recipe: Recipe, task: Task, groups: tuple[Group, ...] | None, st
     problems = Problems(f"cannot run {recipe.name!r}")
     # Growth is left out: it goes by the gradients of the training step at hand, which are there in any loop.
     scoring = recipe.scores_from
-    if scoring == "labels" and task.loss is None:
+    part = task.forward is called
+    if scoring == "labels" and task.loss is None and not part:
         problems.add("it scores with gradients of the loss: pass Task(loss=lambda model, batch: ...)")
     if scoring != "nothing" and task.calib is None and task.train is None:
         problems.add("it scores with data: pass Task(calib=batches) or Task(train=batches)")
+    if task.general is None and any(getattr(e, "general", False) for e in recipe.criterion.asks().values()):
+        problems.add("it weighs the task against what the model should stay good at: pass Task(general=batches)")
+    if recipe.recover is not None and recipe.recover.trains and (task.train is None or task.loss is None):
+        problems.add("it trains afterwards: pass Task(loss=lambda model, batch: ..., train=batches)")
     if isinstance(steps, bool) or not isinstance(steps, int) or steps < 0:
         problems.add(f"steps={steps!r} must be a whole number of optimizer steps, 0 or more")
+    if part and (recipe.allocate.foresees() or scoring == "labels"):
+        problems.add("this is a block of a model, and it wants to see the whole model first: prune that, in memory")
     fits = getattr(recipe.allocate, "fits", None)
     if fits is not None and groups is not None and not any(fits(g.shape, g.weight) for g in groups):
         problems.add(f"{recipe.allocate} fits no layer: no row length is a multiple of its block")

@@ -80,7 +80,9 @@ def prune(
             )
         session.start()
         return session.result()
-    if task.train is None or task.loss is None:
+    own = session.recipe.recover
+    unlabelled = own is not None and own.throughout and own.reads != "labels"
+    if task.train is None or (task.loss is None and not unlabelled):
         raise SpecError(f"steps={steps} trains: pass Task(loss=lambda model, batch: ..., train=batches)")
     opt = _optimizer_for(optimizer, source, pruned)
     _train(session, opt, task, rate, on_step)
@@ -129,8 +131,7 @@ def _train(
 def _step(session: Session, opt: torch.optim.Optimizer, task: Task, batch: Batch, step: int) -> float:
     """One optimizer step; the loss."""
     opt.zero_grad(set_to_none=True)
-    taught = None if session.recovering is None else session.recovering.loss(batch)
-    loss = task.loss_of(session.model, batch) if taught is None else taught
+    loss = session.loss(batch)
     loss.backward()
     value = float(loss.detach())
     if value != value or value in (float("inf"), float("-inf")):

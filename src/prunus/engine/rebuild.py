@@ -3,6 +3,7 @@
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
+from math import prod
 from typing import TYPE_CHECKING
 
 import torch
@@ -121,6 +122,7 @@ def layers(session: "Session", group: Group, mask: Bool[Tensor, "*units"], read:
                 allowed=allowed[rows].clone(),
                 block=None if pattern is None else pattern.to(whole.device),
                 free=free(session, group, patterned=pattern is not None),
+                box=None if (box := boxes(session, group, use)) is None else box.to(whole.device),
                 parts=group.parts,
                 stored=p.dtype,
             )
@@ -149,6 +151,19 @@ def blocks(session: "Session", group: Group, use: Use) -> Int[Tensor, "in"] | No
         return None
     index: Tensor = found(group.weight)
     return index
+
+
+def boxes(session: "Session", group: Group, use: Use) -> Int[Tensor, "in"] | None:
+    """Which box of its row each input belongs to, where units are boxes of one row each and no pattern chooses them."""
+    tile, lead = group.members[0].tile, 2 if use.shares else 1
+    if tile is None or session.recipe.allocate.pattern or use.in_axis != lead or any(n > 1 for n in tile[:lead]):
+        return None
+    across = tile[lead:]
+    grid = [n // t for n, t in zip(group.weight[lead:], across, strict=True)]
+    index = torch.arange(prod(grid)).reshape(grid)
+    for along, length in enumerate(across):
+        index = index.repeat_interleave(length, along)
+    return index.reshape(-1)
 
 
 def free(session: "Session", group: Group, *, patterned: bool) -> bool:
@@ -235,6 +250,12 @@ def chosen(group: Group, spot: Spot, layer: Layer, update: Update, mask: Tensor)
     """The group's mask as a reconstruction that selects by itself left it."""
     if torch.equal(update.keep, layer.keep):
         return mask
+    if layer.box is not None:
+        kept, some = (f(update.keep[:, layer.box_columns], 2) for f in (torch.all, torch.any))
+        if torch.equal(kept, some):
+            whole = mask.clone()
+            whole[spot.rows] = kept
+            return whole
     if group.members[0].tile is not None:
         raise StructureError(
             f"the units of {group.name} are boxes of a weight, and the reconstruction chose single ones: use one that "

@@ -1,6 +1,7 @@
 """Recovery: what a recipe does to bring a pruned model back."""
 
 import copy
+import warnings
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -8,6 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from prunus.core.errors import PrunusWarning
 from prunus.core.layer import Site
 from prunus.core.part import Recovery
 from prunus.core.recipe import Recipe
@@ -26,6 +28,25 @@ def teacher_of(model: nn.Module, recipe: Recipe) -> nn.Module | None:
     from prunus.graph.running import computed
 
     return copy.deepcopy(model, computed(model)).eval().requires_grad_(False)
+
+
+def site_of(session: "Session", masks: Mapping[str, Tensor]) -> Site:
+    """Where a recovery works, with what its loss remembers of earlier steps."""
+    memory = session.running.setdefault("recovery", {})
+    return Site(session.model, session.task, session.groups, masks, session.generator, session.teacher, memory)
+
+
+def loss_now(session: "Session", batch: Batch) -> Tensor:
+    """The loss to train the coming step with: that of the recipe's recovery, where it has one by now (after the last
+    event, or `throughout`), or the task's own. As a method of a session, `session.loss(batch)`, for loops of one's own.
+
+    The model is run unwrapped, so that DistributedDataParallel would not average its gradients. Cost: see the recovery.
+    """
+    recover, found = session.recipe.recover, None
+    if recover is not None and (recover.throughout or session.recovering is not None):
+        session.taught = True
+        found = recover.loss(site_of(session, session.applied), batch)
+    return session.task.loss_of(session.model, batch) if found is None else found
 
 
 @dataclass(eq=False)
@@ -65,7 +86,10 @@ def recovered(
     """Run the recovery in place; what it wrote into pruned weights is zeroed again."""
     recover = session.recipe.recover
     assert recover is not None
-    site = Site(session.model, session.task, session.groups, masks, session.generator, session.teacher)
+    if recover.throughout and session.step and not session.taught:
+        why = f"{session.recipe.name!r} trains with a loss of its own throughout ({type(recover).__name__})"
+        warnings.warn(PrunusWarning(f"{why}, which no step asked for: call session.loss(batch) for it"), stacklevel=2)
+    site = site_of(session, masks)
     recover(site)
     apply_(session.parameters, masks)
     if recover.restarts:

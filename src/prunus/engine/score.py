@@ -1,7 +1,7 @@
 """Scores: collect exactly the evidence a part asks for, call it once per group, reduce to units."""
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -71,10 +71,12 @@ def make_sources(
 def acting(group: Group) -> tuple[Member, ...]:
     """The members that a gate multiplies: single weights and boxes themselves; of a unit, what it is read with.
 
-    None of units that own whole parameters (experts, blocks): several gated weights in a row would count a gate twice.
+    Of a residual branch, the parameters that it ends in, where all of the group do. None of other units that own whole
+    parameters (experts, blocks): several gated weights in a row would count a gate twice.
     """
     if group.members[0].unit is not None:
-        return ()
+        ends = getattr(group, "ends", ())
+        return tuple(m for m in group.members if m.unit is not None and ends and m.param in ends[m.unit] and all(ends))
     return group.with_role("in") if group.movable else group.with_role("out")
 
 
@@ -106,7 +108,8 @@ def facts(part: Allocation | Redistribution, sources: Sources) -> dict[str, Any]
 def rate(part: Criterion | Growth | Gate, sources: Sources, reduce: Reduce) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Scores per group, and the groups left out with the reason (evidence undefined there)."""
     evidence = part.asks()
-    streams = {name: e.collect(sources) for name, e in evidence.items()}
+    known = {name: iter([given]) for name, given in sources.known.items()}
+    streams = {name: known[name] if name in known else e.collect(sources) for name, e in evidence.items()}
     batched = [name for name, e in evidence.items() if e.per_batch]
     fixed = {name: next(streams[name]) for name in streams if name not in batched}
     rounds = zip(*(streams[name] for name in batched), strict=True) if batched else iter([()])
@@ -121,14 +124,28 @@ def rate(part: Criterion | Growth | Gate, sources: Sources, reduce: Reduce) -> t
         count += 1
     if batched:
         scores = _mean(scores, count)
+    return scores, left_out(part, scores, sources.groups)
+
+
+def one_by_one(part: Criterion, sources: Sources, reduce: Reduce) -> Iterator[tuple[str, Tensor]]:
+    """The same scores, of one group after the other, of a part whose evidence does not come batch by batch."""
+    known = {name: iter([given]) for name, given in sources.known.items()}
+    given = {name: next(known.get(name) or e.collect(sources)) for name, e in part.asks().items()}
+    for group in sources.groups:
+        if all(group.name in g for g in given.values()):
+            yield group.name, reduced(part(**{n: g[group.name] for n, g in given.items()}), group, reduce, part)
+
+
+def left_out(part: Part, scores: Collection[str], groups: tuple[Group, ...]) -> dict[str, str]:
+    """The groups that a part does not score, and why. Errors: `NothingScored` where that is all of them."""
     if not scores:
-        asked = ", ".join(type(e).__name__.removesuffix("Evidence") for e in evidence.values())
+        asked = ", ".join(type(e).__name__.removesuffix("Evidence") for e in part.asks().values())
         raise NothingScored(
             f"{type(part).__name__} scores nothing here: its evidence ({asked}) is defined on none of the "
-            f"{len(sources.groups)} groups of this model at this granularity"
+            f"{len(groups)} groups of this model at this granularity"
         )
     what = f"{type(part).__name__} is undefined there"
-    return scores, {g.name: what for g in sources.groups if g.name not in scores}
+    return {g.name: what for g in groups if g.name not in scores}
 
 
 def reduced(values: Tensor, group: Group, reduce: Reduce, part: Criterion | Growth | Gate) -> Tensor:

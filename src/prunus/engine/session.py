@@ -36,7 +36,7 @@ from prunus.engine.prepare import (
     resolve_task,
     unwrap,
 )
-from prunus.engine.recover import Recovering, teacher_of
+from prunus.engine.recover import Recovering, loss_now, teacher_of
 from prunus.engine.restep import check_steps, moved
 from prunus.engine.result import Result
 from prunus.engine.resume import check_events, check_state, restore_, stored
@@ -117,9 +117,9 @@ class Session:
         self.masks: Masks = all_kept(self.groups, self.parameters)
         self.cost = price_of(self.model, self.task, self.budget, self.groups)
         self.step = self.clock = self.fired = 0
-        self.holding = self.marking = self.settled = False
+        self.holding = self.marking = self.settled = self.taught = False
         self.history: list[dict[str, Any]] = []
-        self.skipped: dict[str, str] = {}
+        self.skipped, self.known = dict[str, str](), dict[str, Any]()
         self.collapsed: tuple[str, ...] = ()
         self.initial: dict[str, Tensor] | None = None
         self.running: dict[str, dict[str, Tensor]] = {key: {} for key in watched(self.recipe)}
@@ -230,6 +230,8 @@ class Session:
         Returns: the norm of what is kept. Cost: a copy of the gradients of masked weights.
         """
         return clip_(self._hooks, max_norm, norm_type)
+
+    loss = loss_now
 
     def restep(self, steps: int) -> "Session":
         """Go on for `steps` optimizer steps in all, although others were planned: what has happened stays, and events

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import zlib
 from typing import TYPE_CHECKING
 
@@ -10,11 +9,12 @@ from prunus.core.errors import NothingScored
 from prunus.core.events import Event
 from prunus.core.groups import Group
 from prunus.core.part import Masks
+from prunus.engine.ahead import foretold, settled, within
 from prunus.engine.apply_ import apply_, check_ranks, parameter_masks
 from prunus.engine.decide import ranked
 from prunus.engine.rebuild import rebuilt
-from prunus.engine.score import seeded
-from prunus.engine.walk import Visit, blocks_in, chained, check_repeatable, walk
+from prunus.engine.undecided import undecided
+from prunus.engine.walk import blocks_in, chained, check_repeatable, walk
 
 if TYPE_CHECKING:
     from prunus.engine.session import Session
@@ -29,6 +29,8 @@ def swept(session: "Session", event: Event) -> Masks:
     its weights are written before the model goes on. Groups that lie in no block keep their masks. Where layers
     that follow each other have less than half of the units, or the budget is in another currency than units, the whole
     model is one block.
+    What the allocation deals out over layers, and what the criterion reads of the loss, is gathered on the whole model
+    first, as it is before the event.
     Cost: as of the recipe's parts, with a block's activations in memory instead of the model's.
     Errors: `NothingScored` where that is so for all blocks; those of `walk`.
     """
@@ -40,6 +42,7 @@ def swept(session: "Session", event: Event) -> Masks:
     whole = session.budget.currency != "units"
     if whole or 2 * sum(g.units for name in layers for g in own[name]) < sum(g.units for g in session.groups):
         blocks, own = {"": session.model}, {"": session.groups}
+    recipe, known = settled(session, event, blocks, own), foretold(session)
     found = {g.name for groups in own.values() for g in groups}
     skipped = {g.name: OUTSIDE for g in session.groups if g.name not in found}
     nothing: NothingScored | None = None
@@ -50,9 +53,10 @@ def swept(session: "Session", event: Event) -> Masks:
             continue
         if index == 0:
             check_repeatable(visit)
-        part = within(session, visit, groups)
+        part = within(session, visit, groups, block_seed(session.seed, visit.name))
+        part.recipe, part.known = recipe, known
         try:
-            chosen = ranked(part, event)
+            chosen = undecided(part, event) or ranked(part, event)
         except NothingScored as error:
             nothing = error
             skipped |= {g.name: "nothing scores this block" for g in groups}
@@ -76,15 +80,6 @@ def inside(name: str, groups: tuple[Group, ...]) -> tuple[Group, ...]:
     """The groups all of whose members lie in a block."""
     prefix = f"{name}." if name else ""
     return tuple(g for g in groups if all(m.param.startswith(prefix) for m in g.members))
-
-
-def within(session: "Session", visit: Visit, groups: tuple[Group, ...]) -> "Session":
-    """The session with a block in place of the model."""
-    part = copy.copy(session)
-    part.model, part.task, part.groups = visit.block, visit.task, groups
-    part.masks = {g.name: session.masks[g.name] for g in groups}
-    part.generator, part.skipped = seeded(block_seed(session.seed, visit.name)), {}
-    return part
 
 
 def block_seed(seed: int, name: str) -> int:

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -12,11 +13,12 @@ from torch.overrides import TorchFunctionMode
 
 from prunus.core.errors import DataError
 from prunus.core.groups import Group, Member
+from prunus.engine.agreement import check_agreement
 from prunus.engine.decide import sources_of
 from prunus.engine.walk import tensors
 from prunus.parts.evidence.capture import TRANSPOSES, Use, captured
-from prunus.parts.evidence.curvature import second_moment
-from prunus.parts.evidence.mode import averaged_over_ranks, ranks
+from prunus.parts.evidence.curvature import add_second_moment_
+from prunus.parts.evidence.mode import ranks
 
 if TYPE_CHECKING:
     from prunus.engine.session import Session
@@ -33,8 +35,17 @@ class Moments(NamedTuple):
     n: int
 
     @classmethod
-    def of(cls, x: Float[Tensor, "samples in"]) -> "Moments":
-        return cls(second_moment(x), x.sum(0, dtype=torch.float64), len(x))
+    def none(cls, x: Float[Tensor, "samples in"]) -> "Moments":
+        """Of no samples, for some like these."""
+        zeros = partial(torch.zeros, dtype=torch.float64, device=x.device)
+        return cls(zeros(x.shape[1], x.shape[1]), zeros(x.shape[1]), 0)
+
+    def and_these(self, x: Float[Tensor, "samples in"]) -> "Moments":
+        """With more samples, in the memory of these."""
+        return Moments(add_second_moment_(self.gram, x), self.sum.add_(x.sum(0, dtype=torch.float64)), self.n + len(x))
+
+    def copy(self) -> "Moments":
+        return Moments(self.gram.clone(), self.sum.clone(), self.n)
 
     def and_(self, other: "Moments") -> "Moments":
         if not self.n or not other.n:  # matrices of a stack that multiply nothing
@@ -42,9 +53,15 @@ class Moments(NamedTuple):
         return Moments(self.gram + other.gram, self.sum + other.sum, self.n + other.n)
 
     def means(self) -> "Moments":
-        """Means instead of sums, over the samples of all processes of a distributed run."""
-        both = averaged_over_ranks({"gram": self.gram / self.n, "sum": self.sum / self.n})
-        return Moments(both["gram"], both["sum"], self.n)
+        """Means instead of sums, in the memory of these."""
+        return Moments(self.gram.div_(self.n), self.sum.div_(self.n), self.n)
+
+    def of_all_ranks(self) -> "Moments":
+        """Sums over the samples of all processes of a distributed run, in the memory of these."""
+        n = torch.tensor(self.n, dtype=torch.float64, device=self.gram.device)
+        for each in (self.gram, self.sum, n):
+            torch.distributed.all_reduce(each)
+        return Moments(self.gram, self.sum, int(n))
 
 
 class Read:
@@ -61,20 +78,23 @@ class Read:
     def add(self, uses: Uses, batch: int) -> None:
         """Take in what a calibration batch has shown. Errors: `DataError` where an input is NaN or infinite."""
         made: dict[tuple[int, Identity], list[Moments]] = {}
+        keys = {n: (id(self.sums.get(n)), tuple(identity(use) for use in ones)) for n, ones in uses.items()}
         for name, ones in uses.items():
             if name not in self.uses:
                 self.uses[name] = replace(ones[0], x=torch.empty_like(ones[0].x, device="meta"))
-            total = self.sums.get(name)
-            key = (id(total), tuple(identity(use) for use in ones))
+            total, key = self.sums.get(name), keys[name]
             if key not in made:
+                if total is not None and any(keys.get(n) != key for n, s in self.sums.items() if s is total):
+                    total = [m.copy() for m in total]  # who shared it until now is fed something else
                 for use in ones:
-                    found = [Moments.of(x) for x in use.rows()]
-                    if not all(bool(m.sum.isfinite().all()) for m in found):
+                    rows = use.rows()
+                    total = [Moments.none(x) for x in rows] if total is None else total
+                    total[:] = [m.and_these(x) for m, x in zip(total, rows, strict=True)]
+                    if not all(bool(m.sum.isfinite().all()) for m in total):
                         raise DataError(
                             f"the inputs of {name} hold NaN or infinite values in calibration batch {batch} (counted "
                             f"from 0): look at that batch, and at the weights before {name}"
                         )
-                    total = found if total is None else [a.and_(b) for a, b in zip(total, found, strict=True)]
                 assert total is not None
                 made[key] = total
             self.sums[name] = made[key]
@@ -83,7 +103,7 @@ class Read:
         """The mean moments of a weight's inputs, for each group of a grouped convolution."""
         sums = self.sums[name]
         if ranks() > 1:  # every process asks for every weight, whatever they share there
-            return [m.means() for m in fed(sums)]
+            return [m.means() for m in fed([m.copy().of_all_ranks() for m in sums])]
         if id(sums) not in self._averaged:
             sums[:] = [m.means() for m in fed(sums)]
             self._averaged.add(id(sums))
@@ -97,7 +117,7 @@ def fed(sums: list[Moments]) -> list[Moments]:
     every = sums[0]
     for one in sums[1:]:
         every = every.and_(one)
-    return [m if m.n else every for m in sums]
+    return [m if m.n else every.copy() for m in sums]
 
 
 def waves(session: "Session", pruned: Callable[[Group], bool]) -> Iterator[tuple[list[Group], Read]]:
@@ -110,6 +130,9 @@ def waves(session: "Session", pruned: Callable[[Group], bool]) -> Iterator[tuple
     whose moments alone are held: float64 `[in, in]` for every distinct input.
     """
     uses, order = in_order(session)
+    if ranks() > 1:
+        device = next((p.device for p in session.parameters.values()), torch.device("cpu"))
+        check_agreement({"order of layers": " ".join(f"{g.name}:{g.members[0].param in uses}" for g in order)}, device)
     waiting = [g for g in order if pruned(g)]
     alike = {g.name: shared(g, uses) for g in waiting}
     uses.clear()

@@ -23,11 +23,17 @@ STUDENT = {2: 6.314, 3: 2.920, 4: 2.353, 5: 2.132, 6: 2.015, 7: 1.943, 8: 1.895,
 
 @dataclass(frozen=True)
 class Verdict:
-    """What runs say of a claim: a word, what it rests on, and how many seeds that was."""
+    """What runs say of a claim: a word, what it rests on, and how many seeds that was.
+
+    `gap`, `low` and `high` are a mean difference and its interval, where the claim is about one.
+    """
 
     word: Word
     told: str
     seeds: int
+    gap: float | None = None
+    low: float | None = None
+    high: float | None = None
 
 
 def spread(values: Sequence[float]) -> float:
@@ -55,7 +61,7 @@ def compared(left: Mapping[int, float], right: Mapping[int, float], margin: floa
     low, high = interval(gaps)
     word: Word = "supported" if low > margin else "refuted" if high < margin else "inconclusive"
     told = f"{mean(gaps):+.2f}, 90 % interval {low:+.2f} to {high:+.2f}, claimed above {margin:+.2f}"
-    return Verdict(word, told, len(seeds))
+    return Verdict(word, told, len(seeds), mean(gaps), low, high)
 
 
 def on_target(found: Mapping[int, float], target: float, within: float) -> Verdict:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from prunus.measure.connectivity import instability, line_errors, twins
     from prunus.measure.correlation import WeightCorrelation, weight_correlation
+    from prunus.measure.evaluation import Harness, TaskScore, harness
     from prunus.measure.inputs import Example
     from prunus.measure.likelihood import Paired, Perplexity, paired, perplexity
     from prunus.measure.operations import MacCount, macs
@@ -34,6 +35,7 @@ _HOME = {
     "Comparison": "timing",
     "Count": "parameters",
     "Example": "inputs",
+    "Harness": "evaluation",
     "Latency": "timing",
     "LatencyRatio": "timing",
     "MacCount": "operations",
@@ -46,12 +48,14 @@ _HOME = {
     "ScalingLaw": "scaling",
     "SentenceSimilarity": "sentences",
     "StateBytes": "storage",
+    "TaskScore": "evaluation",
     "WeightCorrelation": "correlation",
     "accuracies": "quality",
     "accuracy": "quality",
     "compare": "timing",
     "disk_bytes": "storage",
     "fit_scaling_law": "scaling",
+    "harness": "evaluation",
     "instability": "connectivity",
     "jaccard": "similarity",
     "jaccards": "similarity",
@@ -75,6 +79,7 @@ __all__ = [
     "Comparison",
     "Count",
     "Example",
+    "Harness",
     "Latency",
     "LatencyRatio",
     "MacCount",
@@ -87,12 +92,14 @@ __all__ = [
     "ScalingLaw",
     "SentenceSimilarity",
     "StateBytes",
+    "TaskScore",
     "WeightCorrelation",
     "accuracies",
     "accuracy",
     "compare",
     "disk_bytes",
     "fit_scaling_law",
+    "harness",
     "instability",
     "jaccard",
     "jaccards",

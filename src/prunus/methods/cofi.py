@@ -26,7 +26,8 @@ card = Card(
     deviations=(
         "CoFi gates whole attention and feed-forward layers and hidden dimensions as well, and multiplies the gates "
         "that lie over each other; here every weight is read through the gates of heads or neurons alone. Its "
-        "layer-wise distillation is left to the loss of the task. The constraint is on the share of units, as a "
+        "distillation is recover=Distill(layers=(...), throughout=True), layer by layer as you pair them, where CoFi "
+        "pairs them anew as it trains. The constraint is on the share of units, as a "
         "budget in units is; CoFi's, on parameters, is gate=Lagrangian(weighs='weights') with Budget(params=...). "
         "Other units that can be removed (channels of convolutions) have gates too."
     ),

@@ -25,7 +25,9 @@ card = Card(
     deviations=(
         "A constraint per layer at one density; for one over the whole network, DualRestart(per='model') and a "
         "global ranking. The final event meets the density exactly, keeping the likeliest gates of every layer. The "
-        "L2 term is the optimizer's weight decay. Single weights are granularity=Element()."
+        "L2 term is the optimizer's weight decay. Single weights are granularity=Element(). In the 1,560 steps of our "
+        "benchmark fewer gates end open than the constraint counts; Lagrangian(lr=0.2, ascent=1.0, warm=0.5, "
+        "per='group') ends on it."
     ),
     rows=(153,),
 )

@@ -25,7 +25,7 @@ card = Card(
     avoid_when="the readers have no bias: there is nowhere for the mean of what goes, and a warning names them",
     deviations=(
         "The code adds a bias to the layers that have none; here they stay without. Heads and neurons are compared as "
-        "they are; the code weighs a head's score by the size of what goes with it."
+        "they are; the code weighs a head's score by the size of what goes with it. `flap_heads` does both."
     ),
     rows=(232,),
 )

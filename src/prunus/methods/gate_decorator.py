@@ -3,7 +3,7 @@
 from prunus.core.card import Card
 from prunus.core.recipe import Recipe
 from prunus.parts.allocation import GlobalRanking
-from prunus.parts.criteria import ScaleSensitivity
+from prunus.parts.criteria import SummedSensitivity
 from prunus.parts.granularity import Channel
 from prunus.parts.penalty import TockL1
 from prunus.parts.prox import Ticking
@@ -13,7 +13,7 @@ gate_decorator = Recipe(
     name="gate_decorator",
     source="You et al. 2019, NeurIPS, arXiv:1909.08174",
     granularity=Channel(),
-    criterion=ScaleSensitivity(),
+    criterion=SummedSensitivity(),
     allocate=GlobalRanking(),
     schedule=Gradual(end=0.8, every=100, power=1.0),
     penalty=TockL1(),
@@ -27,11 +27,10 @@ card = Card(
     avoid_when="there is no normalization to read",
     deviations=(
         "In equal portions, every 100 steps: a tock (everything is trained, with an L1 penalty on the gates), a tick "
-        "(weights are frozen, gates and the classifier trained), and a pruning by the gates' sensitivity. The gates "
-        "are the scales of normalization themselves. A tick is the last tenth of the steps before a pruning; the "
-        "paper's is an epoch, with a tock of many epochs after several ticks. Sensitivities are taken on the "
-        "calibration batches after the tick instead of being added up along it, without the code's term for "
-        "operations. Learning rates are yours."
+        "(weights are frozen, gates and the classifier trained), and a pruning by the gates' sensitivities, added up "
+        "along the tick. The gates are the scales of normalization themselves. A tick is the last tenth of the steps "
+        "before a pruning; the paper's is an epoch, with a tock of many epochs after several ticks. The code's term "
+        "for operations, which is zero by default, is left out. Learning rates are yours."
     ),
     rows=(73,),
 )

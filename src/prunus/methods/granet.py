@@ -23,8 +23,9 @@ card = Card(
     use_when="training may begin dense, and pruning in the course of it should be able to correct itself",
     avoid_when="the dense model does not fit into memory for training",
     deviations=(
-        "Begins dense (the paper's dense-to-sparse setting). Its sparse-to-sparse setting begins at half density with "
-        "random masks by ERK and then prunes across layers; initial=0.5 with start=Random() draws them uniformly."
+        "Begins dense (the paper's dense-to-sparse setting). Its sparse-to-sparse setting, half density with random "
+        "masks by ERK that are then pruned across layers, is replace(granet, start=Random(), allocate=Begun(), "
+        "schedule=GradualPruneAndGrow(initial=0.5))."
     ),
     rows=(29,),
 )

@@ -27,8 +27,8 @@ card = Card(
         "The hard variant: the top v of every weight, v on the cubic path, chosen anew at every step. Masked "
         "weights keep their values, their scores go on changing, and they may return; the last step removes them. "
         "The path is a staircase of 10 steps, warm-up and cool-down are fractions of the run (10 % and 30 %). "
-        "Distillation, which the paper adds, is a loss of yours. Criterion MovementScore() on a Gradual schedule is "
-        "the variant without return, with no gates."
+        "Distillation, which the paper adds, is recover=Distill(weight=0.5, throughout=True). Criterion "
+        "MovementScore() on a Gradual schedule is the variant without return, with no gates."
     ),
     rows=(110,),
 )

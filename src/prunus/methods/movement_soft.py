@@ -27,7 +27,7 @@ card = Card(
         "A threshold on the scores and a penalty decide what is masked while training, as in the paper; what that "
         "would keep is in the history as open. The last event keeps the units of highest score over the whole "
         "network, exactly to the budget, and the last tenth of the steps trains these. Set "
-        "SoftMovementGate(strength=...) so that the two agree. Distillation is a loss of yours."
+        "SoftMovementGate(strength=...) so that the two agree. Distillation is recover=Distill(throughout=True)."
     ),
     rows=(110,),
 )

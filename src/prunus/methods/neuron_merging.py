@@ -26,6 +26,6 @@ card = Card(
     deviations=(
         "Which kept channel takes over, and times what, is read off the calibration inputs, whatever lies between; "
         'Merge(like="weights") is the paper\'s rule for networks without normalization. The merge at the end of '
-        "centripetal SGD (arXiv:1904.03837) is this one; its training is not part of it."
+        "centripetal SGD (arXiv:1904.03837) is this one; its training is the method c_sgd."
     ),
 )

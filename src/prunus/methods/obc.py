@@ -25,7 +25,8 @@ card = Card(
     avoid_when="layers are wide: its cost grows with the cube of the inputs for every row; SparseGPT is the fast form",
     deviations=(
         "Every layer has the same density; the paper also has a search over layers (SPDY) that is not part of this. "
-        "Layers are fitted one after the other on inputs that the pruned ones before them give."
+        "Layers are fitted one after the other on inputs that the pruned ones before them give. For 2:4, "
+        "allocate=NofM(2, 4); for blocks of four weights that leave together, granularity=Tile(box=(1, 4, 1, 1))."
     ),
     rows=(223,),
 )

@@ -21,7 +21,13 @@ ria = Recipe(
 card = Card(
     title="RIA (relative importance and activations)",
     use_when="you would use Wanda and whole input or output channels must not be emptied",
-    avoid_when="you need the channel permutation for N:M that the paper adds",
-    deviations="Goes through a model block by block. No channel permutation.",
+    avoid_when="you can afford SparseGPT's update of the weights that stay",
+    deviations=(
+        "Goes through a model block by block. For 2:4 with the paper's channel permutation, "
+        "allocate=Permuted(NofM(2, 4)): an order for every layer, in which the masks are 2:4; weights stay where they "
+        "are, and a kernel has to gather the inputs. prepare=Arranged(2, 4) with allocate=NofM(2, 4) moves channels "
+        "for good instead, where what makes them can be moved along and the model is seen to compute the same "
+        "(hidden neurons, residual streams)."
+    ),
     rows=(227,),
 )

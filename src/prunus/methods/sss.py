@@ -23,9 +23,10 @@ card = Card(
     use_when="you train from scratch and want channels to switch themselves off, without fine-tuning",
     avoid_when="you have no training budget",
     deviations=(
-        "Channels, as the paper has them for VGG; its factors on residual blocks and groups are not part of "
-        "it. The paper removes what came to zero, whatever its number (recorded as open); here the budget "
-        "decides, and what it removes beyond zeros is not lossless. strength sets how many become zero."
+        "Channels, as the paper has them for VGG; its factors on residual branches are granularity=Branch(), those on "
+        "groups of a convolution are not part of it. The paper removes what came to zero, whatever its number "
+        "(recorded as open); here the budget decides, and what it removes beyond zeros is not lossless. strength sets "
+        "how many become zero."
     ),
     rows=(17,),
 )

@@ -26,8 +26,8 @@ card = Card(
     deviations=(
         "Masks on heads, hidden neurons and those embedding dimensions that can go exactly; not on whole layers. "
         "How the constraint is made smooth is ours (the expected share of the weights), and multipliers for it and "
-        "its square rise while training. Distillation is in the paper all along; replace(vtrans, recover=Distill()) "
-        "adds it after the last event only. The faster variants (masks alone, a part of the data) are not in here."
+        "its square rise while training. Distillation, in the paper all along, is recover=Distill(throughout=True). "
+        "The faster variants (masks alone, a part of the data) are not in here."
     ),
     rows=(201,),
 )

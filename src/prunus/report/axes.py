@@ -11,10 +11,16 @@ STRETCH_FROM = 0.85  # from here on, equal steps in sparsity would crowd the int
 
 
 class SparsityAxis:
-    """Sparsity -> pixels. Where sparsities come close to 1, equal distances are equal factors in what is kept."""
+    """Sparsity -> pixels. Where sparsities come close to 1, equal distances are equal factors in what is kept.
 
-    def __init__(self, largest: int | float, left: int | float, right: int | float) -> None:
-        self.stretched = self.stretches(largest)
+    `stretched` says so (True) or keeps equal distances equal (False), whatever the sparsities are.
+    """
+
+    def __init__(
+        self, largest: int | float, left: int | float, right: int | float, stretched: bool | None = None
+    ) -> None:
+        largest = min(max(largest, 0.1), 0.9999) if stretched else largest
+        self.stretched = self.stretches(largest) if stretched is None else stretched
         self.left, self.right = left, right
         self.end = (self._position(largest) if self.stretched else min(1.0, max(largest, 0.1))) * 1.02
 

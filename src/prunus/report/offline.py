@@ -20,13 +20,13 @@ def environment() -> Environment:
     )
 
 
-def script(templates: Environment, name: str) -> tuple[Markup, str]:
-    """Our own script, after the switch of colours that all pages have, and the policy that lets only it run.
+def script(templates: Environment, *names: str) -> tuple[Markup, str]:
+    """Our own scripts, after the switch of colours that all pages have, and the policy that lets only it run.
 
     Nothing may be fetched, and nothing else may run, whatever a name or a note on the page contains.
     """
     assert templates.loader is not None
-    files = ("theme.js", name)
+    files = ("theme.js", *names)
     text = "\n".join(templates.loader.get_source(templates, file)[0].strip() for file in files)
     allowed = base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
     return Markup(text), f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{allowed}'"

@@ -1,5 +1,6 @@
 """Pruning of models that need not fit into memory: one block at a time, from shards to shards."""
 
 from prunus.stream.folder import Streamed, prune_folder
+from prunus.stream.shrunk import Shrunk
 
-__all__ = ["Streamed", "prune_folder"]
+__all__ = ["Shrunk", "Streamed", "prune_folder"]

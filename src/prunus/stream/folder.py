@@ -2,33 +2,38 @@
 
 from __future__ import annotations
 
-import gc
 import hashlib
 import json
 import shutil
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from prunus import __version__
 from prunus.core.budget import Budget
+from prunus.core.counting import count
 from prunus.core.errors import DataError, NothingScored, Problems, PrunusError, PrunusWarning, SpecError, listed
 from prunus.core.part import Masks
 from prunus.core.recipe import Recipe
 from prunus.core.task import Batch, Task
 from prunus.deploy.atomic import check_replaceable, new_folder
 from prunus.deploy.hf import NOTE
+from prunus.engine.agreement import distributed
 from prunus.engine.prepare import resolve_budget, resolve_recipe
 from prunus.engine.session import Session
 from prunus.engine.sweep import block_seed
 from prunus.engine.walk import Visit, blocks_in, check_repeatable, walk
+from prunus.stream.memory import give_back, tight
+from prunus.stream.processes import by_first, own_part, rank
 from prunus.stream.shards import INDEX, Checkpoint, bytes_of, write_shard
-from prunus.stream.shelf import Shelf
+from prunus.stream.shelf import Shelf, moved
 from prunus.stream.skeleton import Skeleton
 from prunus.stream.state import BlockRecord, State, begun, kept_if_begun
 
@@ -116,6 +121,7 @@ def prune_folder(
     seed: int = 0,
     resume: bool = False,
     memory: int | None = None,
+    device: str = "cpu",
     on_block: OnBlock | None = None,
 ) -> Streamed:
     """Prune a transformers folder without ever holding more than a block of it, and what reaches that block.
@@ -123,28 +129,39 @@ def prune_folder(
     The model's own forward runs on all batches at once and waits at every block; a block's weights are read from its
     shards, pruned by the recipe as `prunus.prune` with `sweep="blocks"` does, and written to a shard of their own.
     What lies outside of the blocks is copied byte for byte, and read only where the forward needs it.
+    In a distributed run (`torchrun`) every process is given the same, takes its part of the batches, and adds what it
+    sees to what the others see: all find the same masks, which is checked, and rank 0 writes.
+
+    A recipe that removes whole units or layers scores them on the dense model, block by block, chooses from all of them
+    together, and then writes a smaller model, in one process on the CPU: see `prunus.stream.structured.prune_units`
+    (heads, neurons) and `prunus.stream.depth.prune_layers`.
 
     Args:
         folder: config.json and safetensors; only read.
         out: where to; an earlier folder of prunus is replaced in one step when all is done.
-        recipe: prunes once, layer by layer, without gradients of the loss.
+        recipe: prunes once, without gradients of the loss, and single weights layer by layer.
         batches: calibration data as the model takes it (a dict of keywords, or a tensor of token ids); kept in memory.
         sparsity, budget: how much, as in `prunus.prune`.
         seed: of what is drawn.
         resume: go on with an unfinished run of the same model, recipe and data; finished blocks are not pruned again,
             only run, and the result is the same to the bit.
         memory: bytes of activations that may wait in memory; beyond, they wait in files beside `out`. None: all.
+        device: where the block under work is, with what it is fed at the time; what waits between blocks, and what lies
+            outside of them, stays on the CPU.
         on_block: called after every block with (done, all, record).
 
-    Returns: what was done. Cost: reading and writing the blocks' weights once (tables outside of them are read when
-        they are called, and copied), a forward, and the recipe's own; memory: a block, its scores and masks, what the
-        recipe collects on it, and its inputs for all batches.
+    Returns: what was done; a `Shrunk` where units or layers are gone.
+    Cost: reading and writing the blocks' weights once (tables outside of them are read when they are called, and
+        copied), a forward, and the recipe's own; memory: a block, its scores and masks, what the recipe collects on it,
+        and its inputs for all batches. Frees memory to the system at once from then on (`prunus.stream.memory.tight`).
     Errors: `DataError` for a damaged folder or data that does not fit; `SpecError` for a recipe that is not local, or
         an unfinished run of something else; nothing is left half-written at `out`.
     """
     began = time.perf_counter()
     out = Path(out)
-    recipe = _divided(resolve_recipe(recipe))
+    recipe = resolve_recipe(recipe)
+    smaller = recipe.structure == "structured"
+    recipe = recipe if smaller else _divided(recipe)
     budget = resolve_budget(recipe, sparsity, budget)
     if budget.currency != "units":
         raise SpecError(f"a budget in {budget.currency} is one of the whole model: give a sparsity, or prune in memory")
@@ -153,30 +170,51 @@ def prune_folder(
     if not batches:
         raise DataError("the calibration data yields no batch: pass at least one")
     check_replaceable(out, mark=NOTE)
+    _usable(device)
+    if smaller:
+        if device != "cpu" or distributed():
+            raise SpecError(f"{recipe.name} removes whole units, which one process does, on the CPU")
+        from prunus.stream.structured import shrunk_folder
+
+        return shrunk_folder(
+            Path(folder),
+            out,
+            recipe,
+            list(batches),
+            budget=budget,
+            seed=seed,
+            resume=resume,
+            memory=memory,
+            on_block=on_block,
+        )
+    tight()
     checkpoint = Checkpoint(Path(folder))
     skeleton = Skeleton(checkpoint)
-    task = Task(calib=list(batches))
+    skeleton.check_tokens(batches)
     blocks = blocks_in(skeleton.model)
     if "" in blocks:
         what = f"{type(skeleton.model).__name__} has no list of blocks: all of it is in memory at once"
         warnings.warn(PrunusWarning(what), stacklevel=2)
     part = out.parent / f".{out.name}.unfinished"
-    state = begun(part, _fingerprint(checkpoint, recipe, budget, seed, task.calib), resume)
+    fingerprint = _fingerprint(checkpoint, recipe, budget, seed, batches)
+    task = Task(calib=own_part(batches, fingerprint))
+    state = by_first(lambda: begun(part, fingerprint, resume)) or State.read(part)
     resumed = len(state.done)
     run = replace(recipe, sweep="model")
     order: list[str] = []
     shelf = Shelf(part, memory)
-    with kept_if_begun(part, state), skeleton.on_demand(blocks):
-        visits = walk(skeleton.model, task, blocks, through=True, put=shelf.put, take=shelf.take)
-        for visit in _loaded(visits, skeleton, state, part):
-            skeleton.release_(blocks)
+    put, take = (lambda v: shelf.put(moved(v, "cpu"))), (lambda v: moved(shelf.take(v), device))
+    with kept_if_begun(part, state) if rank() == 0 else nullcontext(), skeleton.on_demand(blocks):
+        visits = walk(skeleton.model, task, blocks, through=True, put=put, take=take)
+        for visit in _loaded(visits, skeleton, blocks, state, part):
+            visit.block.to(device)
             order.append(visit.name)
             if visit.name not in state.done:
                 if len(order) == 1:
                     check_repeatable(visit)
                 shard = f"model-{len(order):05d}.safetensors"
                 state.done[visit.name] = _pruned(visit, skeleton, run, budget, seed, part, shard)
-                state.write(part)
+                by_first(lambda: state.write(part))
             if on_block is not None:
                 on_block(len(order), len(blocks), state.done[visit.name])
     if all(g in b.skipped for b in state.done.values() for g in b.units):
@@ -196,7 +234,7 @@ def prune_folder(
         activations=shelf.most,
         seconds=time.perf_counter() - began,
     )
-    _finished(made, checkpoint, inside, part)
+    by_first(lambda: _finished(made, checkpoint, inside, part))
     if made.skipped:
         warnings.warn(
             PrunusWarning(
@@ -208,6 +246,14 @@ def prune_folder(
     return made
 
 
+def _usable(device: str) -> None:
+    """Errors: `SpecError` for what is no device of this machine."""
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise SpecError(f"device={device!r} cannot be used here ({str(error).splitlines()[0]})") from None
+
+
 def _divided(recipe: Recipe) -> Recipe:
     """The recipe, block by block, or why it cannot be."""
     problems = Problems(f"{recipe.name} cannot be streamed")
@@ -217,24 +263,26 @@ def _divided(recipe: Recipe) -> Recipe:
     for slot in ("gate", "prepare", "recover", "penalty", "prox"):
         if getattr(recipe, slot) is not None:
             problems.add(f"its {slot} ({type(getattr(recipe, slot)).__name__}) wants the whole model")
-    if recipe.structure == "structured":
-        problems.add("it removes whole units, which would change shapes: load the model and prune it in memory")
     problems.raise_if_any(SpecError)
     return recipe
 
 
-def _loaded(visits: Iterator[Visit], skeleton: Skeleton, state: State, part: Path) -> Iterator[Visit]:
+def _loaded(
+    visits: Iterator[Visit], skeleton: Skeleton, blocks: Mapping[str, nn.Module], state: State, part: Path
+) -> Iterator[Visit]:
     """The visits, each block with its weights until the next one: the pruned ones where an earlier run left them."""
     before: nn.Module | None = None
     for visit in visits:
         if before is not None:
             skeleton.evict_(before)
+        skeleton.release_(blocks)
         done = state.done.get(visit.name)
         if done is None:
             skeleton.load_(skeleton.keys(visit.name))
         else:
             skeleton.load_(skeleton.keys(visit.name), Checkpoint.of(part / done.shard))
         before = visit.block
+        give_back()
         yield visit
     if before is not None:
         skeleton.evict_(before)
@@ -253,11 +301,11 @@ def _pruned(
         skipped = dict.fromkeys(session.masks, str(error))
     masks = {n: m for n, m in session.masks.items() if n not in skipped}
     units = {n: m.numel() for n, m in session.masks.items()}
-    kept = {n: int(masks[n].sum()) if n in masks else units[n] for n in units}
+    kept = {n: count(masks[n]) if n in masks else units[n] for n in units}
     digest = _digest(masks)
     del session, masks
-    gc.collect()  # sessions are circles of objects that hold masks as large as a block
-    sha = write_shard(part / shard, skeleton.stored(visit.name))
+    give_back()  # sessions are circles of objects that hold masks as large as a block
+    sha = by_first(lambda: write_shard(part / shard, skeleton.stored(visit.name))) or ""
     return BlockRecord(visit.name, units, kept, skipped, digest, shard, sha, round(time.perf_counter() - began, 3))
 
 

@@ -94,6 +94,11 @@ class Shelf:
         self._files.pop(place).close()
 
 
+def moved(value: Any, device: str) -> Any:
+    """A nested value with its tensors on a device; itself where they are there."""
+    return _each(value, lambda t: t.to(device))
+
+
 def _each(value: Any, make: Any) -> Any:
     """A nested value with other tensors; itself where none is another one."""
     if isinstance(value, Tensor):

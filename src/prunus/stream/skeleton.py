@@ -11,6 +11,7 @@ import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -61,7 +62,8 @@ class Skeleton:
         transformers = require("transformers", extra="hf")
         self._loading: Any = importlib.import_module("transformers.core_model_loading")
         self.checkpoint = checkpoint
-        self.model: Any = _built(transformers, checkpoint)
+        floating = (DTYPES[e.dtype] for e in checkpoint.entries.values() if DTYPES[e.dtype].is_floating_point)
+        self.model: Any = built(transformers, checkpoint.folder, floating)
         self.model.eval()
         self._ties: dict[str, tuple[str, ...]] = _ties(self.model)
         mapping = importlib.import_module("transformers.conversion_mapping")
@@ -70,10 +72,37 @@ class Skeleton:
         self.targets = self._targets()
         self._check()
 
+    def check_tokens(self, batches: Iterable[Any]) -> None:
+        """Refuse token ids that the model's table of embeddings does not have, before anything is written."""
+        found = getattr(self.model, "get_input_embeddings", lambda: None)
+        try:
+            table = found()
+        except (NotImplementedError, AttributeError):
+            return
+        if not isinstance(table, nn.Embedding):
+            return
+        for number, batch in enumerate(batches):
+            given = batch if isinstance(batch, Mapping) else {"input_ids": batch}
+            for name in ("input_ids", "decoder_input_ids"):
+                ids = given.get(name)
+                if not isinstance(ids, Tensor) or ids.is_floating_point() or not ids.numel():
+                    continue
+                low, high = int(ids.min()), int(ids.max())
+                if low < 0 or high >= table.num_embeddings:
+                    raise DataError(
+                        f"{name} of calibration batch {number} holds the token {low if low < 0 else high}, and "
+                        f"{self.checkpoint.folder} knows 0 to {table.num_embeddings - 1}: was the text cut into tokens "
+                        f"by another model's tokenizer?"
+                    )
+
     def keys(self, prefix: str) -> list[str]:
         """The folder's tensors of a block."""
         start = f"{prefix}." if prefix else ""
         return [k for k, t in self.targets.items() if t is not None and t.startswith(start)]
+
+    def tied(self, name: str) -> tuple[str, ...]:
+        """All names of a parameter in the model."""
+        return self._ties.get(name, (name,))
 
     def load_(self, keys: Iterable[str], source: Checkpoint | None = None) -> None:
         """Read these tensors into the model, from the folder or from what was made of it.
@@ -218,8 +247,11 @@ def _ties(model: nn.Module) -> dict[str, tuple[str, ...]]:
     return {name: tuple(group) for group in names.values() for name in group}
 
 
-def _built(transformers: Any, checkpoint: Checkpoint) -> Any:
-    folder = checkpoint.folder
+def built(transformers: Any, folder: Path, floating: Iterable[torch.dtype] = ()) -> Any:
+    """The model of a folder's config, without memory; its type is the config's, else the first of `floating`.
+
+    Fails: `SpecError` for a config that is missing or no JSON, or names a class that is no model of transformers.
+    """
     try:
         told = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         names = told.get("architectures") or []
@@ -234,8 +266,7 @@ def _built(transformers: Any, checkpoint: Checkpoint) -> Any:
             f"transformers {transformers.__version__}; code from a folder is never run"
         )
     config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    floating = (DTYPES[e.dtype] for e in checkpoint.entries.values() if DTYPES[e.dtype].is_floating_point)
-    dtype = config.dtype or next(floating, torch.float32)
+    dtype = config.dtype or next(iter(floating), torch.float32)
     made: Any = kind
     with hollow(), torch.random.fork_rng(devices=[]):
         return made._from_config(config, dtype=dtype)

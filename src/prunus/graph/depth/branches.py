@@ -20,6 +20,7 @@ from prunus.graph.depth.branch_flow import Sums
 from prunus.graph.depth.branch_shape import Calls, Unknown
 from prunus.graph.depth.branch_trial import BranchTrials, Unit, place_of
 from prunus.graph.depth.drop import CONTAINERS, BlockGroup
+from prunus.graph.depth.ends import Ends
 from prunus.graph.depth.trial import Candidate, levels
 from prunus.graph.running import one_sample, unwrap
 from prunus.graph.verify import outputs
@@ -190,6 +191,8 @@ def _groups(
     """One group for the branches at one place in all layers."""
     shapes = {n: tuple(p.shape) for n, p in model.named_parameters()}
     alike: dict[str, list[Unit]] = {}
+    with Ends(trials.model, [u.name for u in units]) as ends, contextlib.suppress(DataError):
+        outputs(trials.model, trials.inputs[0])
     for unit in units:
         alike.setdefault(place_of(model, unit.name), []).append(unit)
     for place, own in alike.items():
@@ -223,6 +226,7 @@ def _groups(
             length=len(own) + others,
             replaced=True,
             instead=tuple(u.instead for u in own),
+            ends=tuple(ends.of(u.name, trials.zeroed[u.name]) for u in own),
         )
 
 

@@ -53,6 +53,7 @@ class BlockGroup(Group):
         additive: the units return zero, not their input, once their parameters are zero: the container adds them up.
         instead: by unit, the modules that are replaced if they are more or others than `names`, each with what
             `Nothing` returns in its place; None for an `nn.Identity`.
+        ends: by unit, the parameters that all that a branch returns is proportional to; none where it has no such.
     """
 
     container: str = ""
@@ -63,6 +64,7 @@ class BlockGroup(Group):
     replaced: bool = False
     additive: bool = False
     instead: tuple[tuple[tuple[str, Any], ...], ...] = ()
+    ends: tuple[tuple[str, ...], ...] = ()
 
     @property
     def targets(self) -> tuple[str, ...]:

@@ -130,6 +130,15 @@ SPECS: tuple[Spec, ...] = (
         )
         for depth, params in ((11, 9_228_362), (16, 14_724_042), (19, 20_035_018))
     ),
+    Spec(
+        name="vgg_tiny",
+        module=f"{_HERE}.vgg",
+        factory="vgg_tiny",
+        size=28,
+        params=24_346,
+        source="none: a network in VGG's style that trains in seconds",
+        about="three convolutions (16, 32, 64) with batch normalization, one linear layer",
+    ),
     *(
         Spec(
             name=f"resnet{depth}",

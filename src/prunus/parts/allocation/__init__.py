@@ -2,17 +2,20 @@
 
 from prunus.parts.allocation.ablation import Inverted, SharesOf, Shuffled
 from prunus.parts.allocation.affine import LearnedAffine
+from prunus.parts.allocation.ahead import ForwardDensities, OutlierDensities, PerLayer, SpectralDensities
 from prunus.parts.allocation.bilinear import BilinearProgram
 from prunus.parts.allocation.clustered import Clustered, Refill, Regroup
 from prunus.parts.allocation.density import ERK, SmartRatio
 from prunus.parts.allocation.dependence import DependenceProgram
 from prunus.parts.allocation.drawn import RandomWidths
+from prunus.parts.allocation.experts import ExpertClusters
 from prunus.parts.allocation.guarantee import ErrorGuarantee
 from prunus.parts.allocation.information import InformationConcentration
 from prunus.parts.allocation.isomorphic import Isomorphic
 from prunus.parts.allocation.knapsack import LatencyKnapsack
 from prunus.parts.allocation.pattern import CROSSES, Connectivity, KernelPattern
 from prunus.parts.allocation.penalized import CostPenalized
+from prunus.parts.allocation.permuted import Permuted
 from prunus.parts.allocation.power_law import PowerLaw
 from prunus.parts.allocation.quality import StdQuality
 from prunus.parts.allocation.ranking import LAMP, GlobalRanking, NofM, Uniform
@@ -20,15 +23,17 @@ from prunus.parts.allocation.rearranged import Rearranged
 from prunus.parts.allocation.redundancy import StructuralRedundancy
 from prunus.parts.allocation.regular import Regular
 from prunus.parts.allocation.representatives import SparseRecovery, SubspaceClusters
+from prunus.parts.allocation.rows import LearnedRows
 from prunus.parts.allocation.scan import SensitivityScan
 from prunus.parts.allocation.shares import ComplexityAware, Reallocation, UniformPlus
 from prunus.parts.allocation.two_constraints import TwoConstraint
-from prunus.parts.allocation.wrapped import CostNormalized, Protected
+from prunus.parts.allocation.wrapped import Begun, CostNormalized, Protected
 
 __all__ = [
     "CROSSES",
     "ERK",
     "LAMP",
+    "Begun",
     "BilinearProgram",
     "Clustered",
     "ComplexityAware",
@@ -37,6 +42,8 @@ __all__ = [
     "CostPenalized",
     "DependenceProgram",
     "ErrorGuarantee",
+    "ExpertClusters",
+    "ForwardDensities",
     "GlobalRanking",
     "InformationConcentration",
     "Inverted",
@@ -44,7 +51,11 @@ __all__ = [
     "KernelPattern",
     "LatencyKnapsack",
     "LearnedAffine",
+    "LearnedRows",
     "NofM",
+    "OutlierDensities",
+    "PerLayer",
+    "Permuted",
     "PowerLaw",
     "Protected",
     "RandomWidths",
@@ -58,6 +69,7 @@ __all__ = [
     "Shuffled",
     "SmartRatio",
     "SparseRecovery",
+    "SpectralDensities",
     "StdQuality",
     "StructuralRedundancy",
     "SubspaceClusters",

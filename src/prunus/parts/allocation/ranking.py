@@ -93,6 +93,7 @@ class Uniform(Allocation):
 
     within: Literal["layer", "row"] = "layer"
     rounding: Rounding = "floor"
+    apart: ClassVar[bool] = True
 
     def __call__(self, scores: Scores, density: float, space: Space) -> Masks:
         masks: Masks = {}
@@ -150,6 +151,7 @@ class NofM(Allocation):
     m: int = 4
     along: Literal["row", "input"] = "row"
     pattern: ClassVar[bool] = True
+    apart: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if not (isinstance(self.n, int) and isinstance(self.m, int) and 0 < self.n < self.m):
@@ -162,8 +164,7 @@ class NofM(Allocation):
 
     def fits(self, shape: tuple[int, ...], weight: tuple[int, ...]) -> bool:
         """Whether a layer's rows divide into blocks of m."""
-        channels = self.along == "input" and len(weight) > 1
-        length = weight[1] if channels else shape[-1]
+        length = weight[1] if (channels := self.along == "input" and len(weight) > 1) else shape[-1]
         return len(shape) == 2 and length % self.m == 0 and not (channels and prod(shape) != prod(weight))
 
     def blocks(self, weight: tuple[int, ...]) -> Int[Tensor, "columns"]:

@@ -12,9 +12,11 @@ from prunus.core.errors import SpecError
 from prunus.core.evidence import Evidence
 from prunus.core.groups import Group
 from prunus.core.part import Allocation, Masks, Scores, Space
+from prunus.parts.allocation.density import ERK
 from prunus.parts.allocation.ranking import GlobalRanking
 from prunus.parts.allocation.selection import Rounding, kept
 from prunus.parts.evidence.cost import UnitCostEvidence, UnitCurrency
+from prunus.parts.evidence.training import KeptEvidence
 
 
 class Around(Allocation, ABC):
@@ -120,3 +122,25 @@ class Protected(Around):
             n: replace(g, at_least=max(g.at_least, kept(floor, g.units, "ceil"))) for n, g in space.items()
         }
         return self.of(scores, density, guarded, **given)
+
+
+@dataclass(frozen=True)
+class Begun(Around):
+    """`start` while nothing is pruned, the allocation inside from then on: a network that begins with a share dealt
+    out to layers by their shapes and is pruned across layers later (GraNet from a sparse start: Liu et al. 2021,
+    NeurIPS, arXiv:2106.10404).
+
+    Cost: that of either.
+    """
+
+    of: Allocation = GlobalRanking()
+    start: Allocation = ERK()
+
+    def asks(self) -> Mapping[str, Evidence]:
+        return {**self.start.asks(), **self.of.asks(), "sofar": KeptEvidence()}
+
+    def __call__(
+        self, scores: Scores, density: float, space: Space, *, sofar: Mapping[str, Tensor], **given: Any
+    ) -> Masks:
+        part = self.start if all(bool(k.all()) for k in sofar.values()) else self.of
+        return part(scores, density, space, **{n: given[n] for n in part.asks()})

@@ -6,6 +6,7 @@ from prunus.parts.criteria.activation import (
     LiveShare,
     MeanActivation,
     NonzeroShare,
+    StandardFluctuation,
     WeightedFluctuation,
 )
 from prunus.parts.criteria.attribution import (
@@ -15,6 +16,7 @@ from prunus.parts.criteria.attribution import (
     ShapleyValue,
     StationaryHead,
 )
+from prunus.parts.criteria.blended import GradientBlended, RegionallyBlended
 from prunus.parts.criteria.both_sides import (
     BothSides,
     CoresetSampling,
@@ -22,9 +24,11 @@ from prunus.parts.criteria.both_sides import (
     GroupNorm,
     KernelSparsityEntropy,
     OutInEnergy,
+    ReaderEnergy,
 )
 from prunus.parts.criteria.connection import SquaredMagnitude, SynapticStrength
-from prunus.parts.criteria.damage import ForwardSelection, LossRise
+from prunus.parts.criteria.coupled import GroupTaylor
+from prunus.parts.criteria.damage import BackwardElimination, ForwardSelection, LossRise, PerturbativeRegression
 from prunus.parts.criteria.data_free import (
     GeometricMedian,
     L2Norm,
@@ -34,8 +38,9 @@ from prunus.parts.criteria.data_free import (
     SignSplitMagnitude,
     SynapticSaliency,
 )
-from prunus.parts.criteria.depth import BlockInfluence, SegmentedFlow
+from prunus.parts.criteria.depth import BlockInfluence, ConsecutiveInfluence, ResidualNorm, SegmentedFlow
 from prunus.parts.criteria.discrimination import DiscriminativeSelection
+from prunus.parts.criteria.domain import DualImportance
 from prunus.parts.criteria.drop import (
     ConstrainedWeight,
     MagnitudeAndGradient,
@@ -61,11 +66,20 @@ from prunus.parts.criteria.foresight import (
     UnitSensitivity,
 )
 from prunus.parts.criteria.gradient import ConnectionSensitivity, GradientSignal, TaylorGate, TaylorWeight
-from prunus.parts.criteria.learned import AboveThreshold, Hysteresis, LearnedGate
+from prunus.parts.criteria.inputs import AggregatedActivation, SecondMoment
+from prunus.parts.criteria.learned import AboveThreshold, ClusterLargest, Hysteresis, LearnedGate
 from prunus.parts.criteria.posterior import LearnedPosteriorDamage, ReducedEvidence, SignalToNoise
 from prunus.parts.criteria.probes import ProbeGain
 from prunus.parts.criteria.reconstruction import BinaryFilterSearch, GreedyReconstruction, LassoPath, SummedActivation
-from prunus.parts.criteria.running import ConfidenceBound, MomentumTaylor, MomentumTaylorGate, MovementScore
+from prunus.parts.criteria.routed import RoutedNorm, RoutedTokens, RouterDistance
+from prunus.parts.criteria.running import (
+    ConfidenceBound,
+    MomentumTaylor,
+    MomentumTaylorGate,
+    MovementScore,
+    SummedSensitivity,
+)
+from prunus.parts.criteria.saliences import MixedSalience
 from prunus.parts.criteria.second_order import (
     BlockObsFisher,
     DiagonalFisher,
@@ -89,20 +103,25 @@ __all__ = [
     "AboveThreshold",
     "AbsoluteAttribution",
     "ActivationDeviation",
+    "AggregatedActivation",
+    "BackwardElimination",
     "BiasedLoss",
     "BinaryFilterSearch",
     "BlockInfluence",
     "BlockObsFisher",
     "BothSides",
     "ClassHeat",
+    "ClusterLargest",
     "ConfidenceBound",
     "ConnectionSensitivity",
+    "ConsecutiveInfluence",
     "ConstrainedWeight",
     "CoresetSampling",
     "DataPathSaliency",
     "DiagonalFisher",
     "DiagonalHessian",
     "DiscriminativeSelection",
+    "DualImportance",
     "EmpiricalSensitivity",
     "FeatureRank",
     "FeatureShift",
@@ -110,11 +129,13 @@ __all__ = [
     "FunctionalContribution",
     "GateSensitivity",
     "GeometricMedian",
+    "GradientBlended",
     "GradientPreservation",
     "GradientSignal",
     "GreedyReconstruction",
     "GroupFisher",
     "GroupNorm",
+    "GroupTaylor",
     "Hysteresis",
     "InputWeighted",
     "KernelSaliency",
@@ -132,6 +153,7 @@ __all__ = [
     "MagnitudeAndGradient",
     "MeanActivation",
     "MetaSensitivity",
+    "MixedSalience",
     "ModelReduction",
     "MomentumTaylor",
     "MomentumTaylorGate",
@@ -145,15 +167,23 @@ __all__ = [
     "OutInEnergy",
     "OutputDistortion",
     "PathSaliency",
+    "PerturbativeRegression",
     "PosteriorDamage",
     "ProbeGain",
     "Random",
+    "ReaderEnergy",
     "ReaderSensitivity",
     "ReciprocalSensitivity",
     "ReducedEvidence",
+    "RegionallyBlended",
     "RelativeImportance",
+    "ResidualNorm",
     "RevivingSensitivity",
+    "RoutedNorm",
+    "RoutedTokens",
+    "RouterDistance",
     "ScaleSensitivity",
+    "SecondMoment",
     "SecondOrderPairs",
     "SecondOrderProduct",
     "SegmentedFlow",
@@ -163,8 +193,10 @@ __all__ = [
     "SignalToNoise",
     "SquaredGradientPerMac",
     "SquaredMagnitude",
+    "StandardFluctuation",
     "StationaryHead",
     "SummedActivation",
+    "SummedSensitivity",
     "SynapticSaliency",
     "SynapticStrength",
     "TailoredScale",

@@ -10,7 +10,7 @@ from prunus.core.errors import SpecError
 from prunus.core.part import Criterion
 from prunus.parts.evidence.activations import Activation, FeatureMap
 from prunus.parts.evidence.coupling import OutgoingWeight
-from prunus.parts.evidence.fluctuation import ReaderVariance
+from prunus.parts.evidence.fluctuation import ChannelFluctuation, ReaderVariance
 
 
 @dataclass(frozen=True)
@@ -100,3 +100,17 @@ class WeightedFluctuation(Criterion):
 
     def __call__(self, w: OutgoingWeight, v: ReaderVariance) -> Float[Tensor, "units"]:
         return (w.square() * v).sum(-1)
+
+
+@dataclass(frozen=True)
+class StandardFluctuation(Criterion):
+    """`WeightedFluctuation` channel by channel, standardized over all channels of the layer, then averaged over the
+    unit's: what the official code of FLAP compares heads and neurons by (An et al. 2024, arXiv:2312.11983).
+
+    Units of several channels (heads) have their channels' values squared first, as in that code. Shapes: `[units,
+    channels] -> [units]`. Units: standard deviations; comparable across the network. Cost: one forward per batch.
+    """
+
+    def __call__(self, f: ChannelFluctuation) -> Float[Tensor, "units"]:
+        s = f.square() if f.shape[1] > 1 else f
+        return ((s - s.mean()) / s.std().clamp(min=torch.finfo(s.dtype).tiny)).mean(1)

@@ -10,6 +10,7 @@ from prunus.core.errors import SpecError
 from prunus.core.part import Criterion
 from prunus.parts.evidence.activations import Activation, ActivationGrad
 from prunus.parts.evidence.attribution import Attribution
+from prunus.parts.evidence.clusters import k_means
 from prunus.parts.evidence.propagated import PropagatedImportance
 from prunus.parts.evidence.shapley import Shapley
 
@@ -133,22 +134,3 @@ def stationary(weight: Float[Tensor, "n n"]) -> Float[Tensor, "n"]:
     right[-1] = 1.0
     found: Tensor = torch.linalg.pinv(system) @ right
     return found.squeeze(1)
-
-
-def k_means(points: Float[Tensor, "n d"], k: int, first: int = 0, rounds: int = 100) -> Int[Tensor, "n"]:
-    """The cluster of every point; starts from one point and then always the farthest from those chosen."""
-    chosen = [first]
-    near = (points - points[first]).norm(dim=1)
-    while len(chosen) < k:
-        chosen.append(int(near.argmax()))
-        near = torch.minimum(near, (points - points[chosen[-1]]).norm(dim=1))
-    centers = points[chosen]
-    cluster = torch.cdist(points, centers).argmin(1)
-    for _ in range(rounds):
-        means = [points[cluster == c].mean(0) if bool((cluster == c).any()) else centers[c] for c in range(k)]
-        centers = torch.stack(means)
-        moved = torch.cdist(points, centers).argmin(1)
-        if torch.equal(moved, cluster):
-            break
-        cluster = moved
-    return cluster

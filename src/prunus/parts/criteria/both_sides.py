@@ -48,6 +48,19 @@ class OutInEnergy(Criterion):
 
 
 @dataclass(frozen=True)
+class ReaderEnergy(Criterion):
+    """||w_in||^2: the energy of what reads a unit, its input channels in the next layers (what ECC holds to zero: Yang,
+    Zhu & Liu 2019, arXiv:1812.01803).
+
+    Shapes: `[units, j] -> [units]`. Units: squared weights; comparable within a layer. Undefined where nothing reads a
+    unit, and for single weights. Cost: one pass over the weights.
+    """
+
+    def __call__(self, out: OutgoingWeight) -> Float[Tensor, "units"]:
+        return out.square().sum(-1)
+
+
+@dataclass(frozen=True)
 class GroupNorm(Criterion):
     """sum of w^2 over everything that goes with a unit, wherever it lies (DepGraph: Fang et al. 2023, arXiv:2301.12900,
     section 3.3).

@@ -1,5 +1,6 @@
 """Criteria for whole blocks: what they do to the hidden state."""
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -10,6 +11,7 @@ from torch import Tensor
 from prunus.core.errors import SpecError
 from prunus.core.part import Criterion
 from prunus.parts.criteria.attribution import first_of_each
+from prunus.parts.evidence.consecutive import Consecutive
 from prunus.parts.evidence.flow import SynapticFlow
 from prunus.parts.evidence.hidden import HiddenStates
 
@@ -28,6 +30,53 @@ class BlockInfluence(Criterion):
 
     def __call__(self, states: HiddenStates) -> Float[Tensor, "units"]:
         return token_distance(states, "angular" if self.angular else "cosine")
+
+
+@dataclass(frozen=True)
+class ResidualNorm(Criterion):
+    """The mean over tokens of ||F(x)|| / ||x||, F(x) what a branch or block adds to x: how far it is from the identity
+    (the function norm of the identity prior: Lin et al. 2020, arXiv:2010.01791).
+
+    Norms over features: the largest entry, or Euclidean. Shapes: `[units, batch, tokens, features, 2] -> [units]`.
+    Units: none; comparable across the network. Cost: one forward per batch. Fails: undefined for units that are no
+    whole modules.
+    """
+
+    norm: Literal["max", "euclidean"] = "max"
+
+    def __post_init__(self) -> None:
+        if self.norm not in ("max", "euclidean"):
+            raise SpecError(f"ResidualNorm(norm={self.norm!r}): 'max' or 'euclidean'")
+
+    def __call__(self, states: HiddenStates) -> Float[Tensor, "units"]:
+        x, y = states.double().unbind(-1)
+        order = math.inf if self.norm == "max" else 2
+        size = torch.linalg.vector_norm(x, order, dim=-1)
+        there = size > 0  # tokens that only other units have are padded with zeros
+        ratio = torch.linalg.vector_norm(y - x, order, dim=-1) / size.masked_fill(~there, 1.0)
+        mean: Tensor = (ratio * there).sum((1, 2)) / there.sum((1, 2)).clamp(min=1)
+        return mean
+
+
+@dataclass(frozen=True)
+class ConsecutiveInfluence(Criterion):
+    """The consecutive blocks between whose first input and last output the hidden state turns least go together
+    (LLM-Streamline: Chen et al. 2024, arXiv:2403.19135, section 3.1; with `angular=True, tokens="last"` the
+    distance arccos(cos) / pi at the last token of Gromov et al. 2024, arXiv:2403.17887).
+
+    As many as the event removes of the container. Shapes: `[*units, 1] -> [*units, 1]`. Units: 0 for these, more than 1
+    for the others. Cost: one forward per batch. Fails: undefined for units that are no whole modules.
+    """
+
+    angular: bool = False
+    tokens: Literal["all", "last"] = "all"
+
+    def __post_init__(self) -> None:
+        if self.tokens not in ("all", "last"):
+            raise SpecError(f"ConsecutiveInfluence(tokens={self.tokens!r}): 'all' or the 'last' one of every sample")
+
+    def __call__(self, together: Consecutive) -> Float[Tensor, "*units 1"]:
+        return together
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """Criteria that leave the judgement to what was learned."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 from jaxtyping import Float
 from torch import Tensor
@@ -8,6 +9,7 @@ from torch import Tensor
 from prunus.core.errors import SpecError
 from prunus.core.part import Criterion
 from prunus.parts.evidence import GateValue, Kept, Weight
+from prunus.parts.evidence.clusters import Clusters
 
 
 @dataclass(frozen=True)
@@ -54,3 +56,22 @@ class Hysteresis(Criterion):
 
     def __call__(self, w: Weight, kept: Kept) -> Float[Tensor, "*units k"]:
         return w.abs() * (1 + (self.bonus - 1) * kept.to(w.dtype))
+
+
+@dataclass(frozen=True)
+class ClusterLargest(Criterion):
+    """1 for the unit of largest norm in every cluster, 0 for the others: one of each stays (the trimming of centripetal
+    SGD, which leaves any, since they are equal by then: Ding et al. 2019, arXiv:1904.03837, section 3.3).
+
+    The clusters are those that a `Centripetal` penalty has trained. Shapes: `[units, k]`, `[units] -> [units]`. Units:
+    none. Cost: one pass over the weights. Undefined for single weights. Of equals the earlier is taken.
+    """
+
+    cluster: Literal["kmeans", "even"] = "kmeans"
+
+    def __call__(self, w: Weight, cluster: Clusters) -> Float[Tensor, "units"]:
+        mine, size = cluster.unsqueeze(1) == cluster.unsqueeze(0), w.norm(dim=1)
+        larger = size.unsqueeze(1) < size.unsqueeze(0)
+        tied = (size.unsqueeze(1) == size.unsqueeze(0)).tril(-1)
+        beaten: Tensor = (mine & (larger | tied)).any(1)
+        return (~beaten).double()

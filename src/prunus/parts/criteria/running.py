@@ -8,6 +8,7 @@ from torch import Tensor
 from prunus.core.errors import SpecError
 from prunus.core.part import Criterion
 from prunus.parts.evidence import Movement, RunningTaylor, RunningTaylorGate, SensitivityBound
+from prunus.parts.evidence.running import TickSensitivity
 
 
 def share(part: Criterion, *names: str) -> None:
@@ -86,4 +87,26 @@ class MomentumTaylorGate(Criterion):
         share(self, "momentum")
 
     def __call__(self, s: RunningTaylorGate) -> Float[Tensor, "*units 1"]:
+        return s
+
+
+@dataclass(frozen=True)
+class SummedSensitivity(Criterion):
+    """The sum of |gamma dL/dgamma| over the steps of a tick, the last share `tick` of those before an event: how much
+    the loss hangs on the gate of a normalized channel (Gate decorator: You et al. 2019, NeurIPS, arXiv:1909.08174).
+
+    Give `Ticking` the same share. Without training, the sum over the calibration batches. With `sum`, coupled
+    normalizations add up, as in its group pruning. Shapes: `[*units, k] -> [*units, k]`. Units: loss; comparable across
+    the network. Undefined on groups without a normalization. Cost: a product per gate and step. Differs: the code can
+    take off a share of the operations, and does not by default.
+    """
+
+    tick: float = 0.1
+    train_mode: bool = False
+
+    def __post_init__(self) -> None:
+        if not 0.0 < self.tick <= 1.0:
+            raise SpecError(f"SummedSensitivity(tick={self.tick}) is a share of the steps between events, in (0, 1]")
+
+    def __call__(self, s: TickSensitivity) -> Float[Tensor, "*units k"]:
         return s

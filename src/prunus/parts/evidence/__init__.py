@@ -6,13 +6,14 @@ from prunus.parts.evidence.attribution import Attribution
 from prunus.parts.evidence.contributions import ConstantContributions, Contributions, FeatureGram
 from prunus.parts.evidence.cost import UnitMacs, UnitMemory, UnitParams
 from prunus.parts.evidence.coupling import CoupledWeight, OutgoingKernels, OutgoingWeight, Shift
-from prunus.parts.evidence.curvature import InputNorm, InverseCurvature, ReaderWeight
+from prunus.parts.evidence.curvature import InputLength, InputNorm, InverseCurvature, ReaderWeight
 from prunus.parts.evidence.damage import ForwardOrder, LeaveOneOut
 from prunus.parts.evidence.discrimination import AdditionOrder
 from prunus.parts.evidence.dynamic import Gaussian, SmoothedGrad
 from prunus.parts.evidence.feeding import FedScale, FeedingScale
 from prunus.parts.evidence.fisher import (
     FisherDiagonal,
+    GeneralFisher,
     InverseFisher,
     InverseFisherBlock,
     OutputFisher,
@@ -33,7 +34,9 @@ from prunus.parts.evidence.noise import Noise
 from prunus.parts.evidence.priors import PriorPrecision
 from prunus.parts.evidence.probes import ProbeAccuracy
 from prunus.parts.evidence.propagated import PropagatedImportance
+from prunus.parts.evidence.regional import GradLength, RegionalGrad
 from prunus.parts.evidence.relative import RelativeChannel, RelativeWeight
+from prunus.parts.evidence.routed import ExpertNorm, ExpertTokens, RouterRow
 from prunus.parts.evidence.running import Movement, RunningTaylor, RunningTaylorGate, SensitivityBound
 from prunus.parts.evidence.shapley import Shapley
 from prunus.parts.evidence.shrunk import Shrunk
@@ -74,6 +77,8 @@ __all__ = [
     "Contributions",
     "CoupledWeight",
     "DataPathFlow",
+    "ExpertNorm",
+    "ExpertTokens",
     "FeatureGram",
     "FeatureMap",
     "FedScale",
@@ -84,12 +89,15 @@ __all__ = [
     "GateGrad",
     "GateValue",
     "Gaussian",
+    "GeneralFisher",
     "Grad",
+    "GradLength",
     "HessianDiagonal",
     "HessianGrad",
     "HessianWeight",
     "HiddenStates",
     "InitialWeight",
+    "InputLength",
     "InputNorm",
     "InverseCurvature",
     "InverseFisher",
@@ -119,9 +127,11 @@ __all__ = [
     "PropagatedImportance",
     "ReaderVariance",
     "ReaderWeight",
+    "RegionalGrad",
     "RelativeChannel",
     "RelativeWeight",
     "Round",
+    "RouterRow",
     "RunningTaylor",
     "RunningTaylorGate",
     "SampleCount",

@@ -13,7 +13,7 @@ from prunus.core.errors import DataError, PrunusWarning, listed
 from prunus.core.evidence import Evidence, GroupTensors, Sources
 from prunus.core.groups import Group, Member
 from prunus.parts.evidence.capture import Use, captured
-from prunus.parts.evidence.mode import averaged_over_ranks
+from prunus.parts.evidence.mode import averaged_over_ranks, check_reached
 
 LEAST, MOST = 1e-10, 1.0
 """The least damping that is tried where none was asked for, and the most there is, as shares of the mean diagonal."""
@@ -29,7 +29,7 @@ def damped(gram: Float[Tensor, "in in"], damp: float) -> Float[Tensor, "in in"]:
 
 
 Factorize = Callable[[Tensor], tuple[Tensor, bool]]
-"""A damped H -> its triangular factor, and whether it has one."""
+"""A damped H -> its triangular factor, which may take its place, and whether it has one."""
 
 
 def lower(matrix: Float[Tensor, "in in"]) -> tuple[Float[Tensor, "in in"], bool]:
@@ -102,7 +102,27 @@ class ReaderWeightEvidence(Evidence):
     def laid(self, sources: Sources, tensors: Mapping[str, Tensor]) -> GroupTensors:
         """Tensors of the parameters' shapes by unit; groups of which a reader is missing are left out."""
         readers = {g.name: readers_of(g, squares(sources)) for g in sources.groups}
-        return {g.name: g.views(readers[g.name], tensors) for g in sources.groups if readers[g.name]}
+        return Laid({g.name: (g, readers[g.name]) for g in sources.groups if readers[g.name]}, tensors)
+
+
+class Laid(Mapping[str, Tensor]):
+    """Tensors of parameters by unit, each laid out when it is asked for: a stack's does not fit a view."""
+
+    def __init__(self, readers: Mapping[str, tuple[Group, tuple[Member, ...]]], tensors: Mapping[str, Tensor]) -> None:
+        self.readers, self.tensors = readers, tensors
+
+    def __getitem__(self, name: str) -> Tensor:
+        group, members = self.readers[name]
+        return group.views(members, self.tensors)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.readers
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.readers)
+
+    def __len__(self) -> int:
+        return len(self.readers)
 
 
 class InverseCurvatureEvidence(ReaderWeightEvidence):
@@ -135,6 +155,23 @@ class InputNormEvidence(ReaderWeightEvidence):
         yield self.laid(sources, {n: s.spread([v.sqrt() for v in s.means], sources.parameters[n]) for n, s in found})
 
 
+class InputLengthEvidence(ReaderWeightEvidence):
+    """sqrt(mean over batches of the sum of x_j^2) of the input j that each reading weight multiplies, laid out as
+    `ReaderWeight`; float64: the length of the input over all positions of a batch.
+
+    Cost: a forward per batch.
+    """
+
+    def collect(self, sources: Sources) -> Iterator[GroupTensors]:
+        yield self.laid(
+            sources,
+            {
+                n: s.spread([(v * r).sqrt() for v, r in zip(s.means, s.rows, strict=True)], sources.parameters[n])
+                for n, s in squares(sources).items()
+            },
+        )
+
+
 @dataclass(frozen=True)
 class Seen:
     """What a weight multiplied.
@@ -143,16 +180,18 @@ class Seen:
         in_axis: the axis summed over.
         means: E[x x^T] or E[x^2], for each group of a convolution and each matrix of a stack.
         stacked: whether the weight is a stack of matrices.
+        rows: how many x each of `means` is a mean of, per batch.
     """
 
     in_axis: int
     means: list[Tensor]
     stacked: bool
+    rows: tuple[float, ...]
 
     def spread(self, vectors: Sequence[Float[Tensor, "in"]], p: Tensor) -> Float[Tensor, "..."]:
         """Numbers of inputs, a vector for each of `means`, laid out as the weight."""
         if self.stacked:
-            whole = torch.stack([v.expand(p.shape[3 - self.in_axis], -1) for v in vectors])
+            whole = torch.stack(list(vectors)).unsqueeze(1).expand(-1, p.shape[3 - self.in_axis], -1)  # a view
             return whole if self.in_axis == 2 else whole.mT
         each = [v.expand(p.shape[1 - self.in_axis] // len(vectors), -1) for v in vectors]
         whole = each[0] if len(each) == 1 else torch.cat(each)  # a view, where it can be one
@@ -161,10 +200,14 @@ class Seen:
 
 def second_moment(x: Float[Tensor, "samples in"]) -> Float[Tensor, "in in"]:
     """Sum of x x^T in float64, a few rows at a time: a convolution has very many patches."""
-    total = torch.zeros(x.shape[1], x.shape[1], dtype=torch.float64, device=x.device)
+    return add_second_moment_(torch.zeros(x.shape[1], x.shape[1], dtype=torch.float64, device=x.device), x)
+
+
+def add_second_moment_(total: Float[Tensor, "in in"], x: Float[Tensor, "samples in"]) -> Float[Tensor, "in in"]:
+    """The same added to a sum, in its place: of wide layers a second one would not fit beside it."""
     for some in x.split(ROWS):
         wide = some.double()
-        total += wide.T @ wide
+        total.addmm_(wide.T, wide)
     return total
 
 
@@ -211,7 +254,9 @@ def _gathered(sources: Sources, of: Callable[[Tensor], Tensor]) -> dict[str, See
     sums: dict[str, dict[int, Tensor]] = {}
     counts: dict[str, list[int]] = {}
     first: dict[str, Use] = {}
+    batches = 0
     for uses in captured(sources, dict.fromkeys(m.param for m in members), stacks=True):
+        batches += 1
         for use in (u for ones in uses.values() for u in ones):
             rows, total = use.rows(), sums.setdefault(use.name, {})
             # A stack whose matrices are taken out one by one has a use of each, with no rows for the others.
@@ -220,12 +265,17 @@ def _gathered(sources: Sources, of: Callable[[Tensor], Tensor]) -> dict[str, See
                     total[i] = of(x) if i not in total else total[i] + of(x)
             counts[use.name] = [a + len(x) for a, x in zip(counts.get(use.name, [0] * len(rows)), rows, strict=True)]
             first.setdefault(use.name, replace(use, x=use.x.new_empty(0)))
+    names = list(dict.fromkeys(m.param for m in members))  # in an order that all processes have
+    check_reached(names, [n in first for n in names])
     found: dict[str, Seen] = {}
-    for name, use in first.items():
+    for name in (n for n in names if n in first):
+        use = first[name]
         like = next(iter(sums[name].values()), None)
         if like is not None:
             each = [sums[name].get(i, torch.zeros_like(like)) for i in range(len(counts[name]))]
-            found[name] = Seen(use.in_axis, means(name, each, counts[name]), stacked=bool(use.shares))
+            known = [n for n in counts[name] if n]
+            rows_of = tuple((n or sum(known) / len(known)) / batches for n in counts[name])
+            found[name] = Seen(use.in_axis, means(name, each, counts[name]), bool(use.shares), rows_of)
     return found
 
 
@@ -235,7 +285,7 @@ def means(name: str, sums: Sequence[Tensor], counts: Sequence[int]) -> list[Tens
     A matrix of a stack that multiplied nothing (an expert to which no token was routed) gets the mean of all the
     others; a warning names it.
     """
-    numbers = torch.tensor(counts, dtype=torch.float64)
+    numbers = torch.tensor(counts, dtype=torch.float64, device=sums[0].device)
     both = averaged_over_ranks({"counts": numbers, **{str(i): s for i, s in enumerate(sums)}})
     numbers = both.pop("counts")
     if bool((numbers == 0).any()) and bool((numbers > 0).any()):
@@ -260,3 +310,6 @@ InverseCurvature = Annotated[Float[Tensor, "*units k"], InverseCurvatureEvidence
 
 InputNorm = Annotated[Float[Tensor, "*units k"], InputNormEvidence()]
 """`[*units, k]`: the root mean square of the input that each of these weights multiplies; float64."""
+
+InputLength = Annotated[Float[Tensor, "*units k"], InputLengthEvidence()]
+"""`[*units, k]`: the length over a batch of the input that each of these weights multiplies; float64."""

@@ -5,6 +5,7 @@ that is a mean over the batch) or `gauss_newton`, see `prunus.parts.evidence.sam
 """
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Annotated, ClassVar, Literal
 
 import torch
@@ -60,6 +61,18 @@ class FisherDiagonalEvidence(FisherEvidence):
             sources.shared[key] = averaged_over_ranks({n: t / count for n, t in total.items()}), count
         found: tuple[dict[str, Tensor], int] = sources.shared[key]
         return found
+
+
+class GeneralFisherEvidence(FisherDiagonalEvidence):
+    """The same diagonal on the batches of `Task.general`. Fails: `SpecError` where the task has none."""
+
+    general: ClassVar[bool] = True
+
+    def collect(self, sources: Sources) -> Iterator[GroupTensors]:
+        if sources.task.general is None:
+            raise SpecError("this weighs what the model should stay good at: pass Task(general=batches)")
+        task = replace(sources.task, calib=sources.task.general)
+        yield from super().collect(replace(sources, task=task, shared={}))
 
 
 class OutputFisherEvidence(FisherDiagonalEvidence):
@@ -218,6 +231,9 @@ class InverseFisherBlockEvidence(InverseFisherEvidence):
             )
         yield found
 
+
+GeneralFisher = Annotated[Float[Tensor, "*units k"], GeneralFisherEvidence()]
+"""`[*units, k]`: the diagonal of the Fisher information on the batches of `Task.general`."""
 
 FisherDiagonal = Annotated[Float[Tensor, "*units k"], FisherDiagonalEvidence()]
 """`[*units, k]`: the diagonal of the Fisher information (or Gauss-Newton matrix) at each unit's weights."""

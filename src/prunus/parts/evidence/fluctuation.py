@@ -58,3 +58,27 @@ class ReaderVarianceEvidence(Evidence):
 
 ReaderVariance = Annotated[Float[Tensor, "units k"], ReaderVarianceEvidence()]
 """`[units, k]`: beside every weight that reads the unit, the variance of what it multiplies."""
+
+
+class ChannelFluctuationEvidence(ReaderVarianceEvidence):
+    """Of every channel that a unit owns, Var(x) ||w||^2 over what its readers make of it, summed over readers.
+
+    Undefined where a reader is not seen, or owns another number of channels. Cost: one forward per batch.
+    """
+
+    def collect(self, sources: Sources) -> Iterator[GroupTensors]:
+        spread = next(super().collect(sources))
+        found: dict[str, Tensor] = {}
+        for group in sources.groups:
+            members = group.with_role("in")
+            counts = [m.positions(group.units).shape[1] for m in members if m.dim is not None]
+            if group.name in spread and len(set(counts)) == 1 and len(counts) == len(members):
+                weights = [group.view(m, sources.parameters[m.param].detach()).double() for m in members]
+                parts = spread[group.name].split([w.shape[-1] for w in weights], -1)
+                each = [(w.square() * v).unflatten(-1, (counts[0], -1)) for w, v in zip(weights, parts, strict=True)]
+                found[group.name] = torch.cat(each, -1).sum(-1)
+        yield found
+
+
+ChannelFluctuation = Annotated[Float[Tensor, "units channels"], ChannelFluctuationEvidence()]
+"""`[units, channels]`: by how much the readers' outputs move when a channel of the unit is replaced by its mean."""

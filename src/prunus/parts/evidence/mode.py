@@ -1,11 +1,12 @@
 """Running a user's model for evidence without leaving a trace in it."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 
+from prunus.core.errors import DataError, listed
 from prunus.core.task import Task
 
 
@@ -85,6 +86,23 @@ def averaged_over_ranks(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
             torch.distributed.all_reduce(tensor)
             tensor /= torch.distributed.get_world_size()
     return tensors
+
+
+def check_reached(names: Sequence[str], here: Sequence[bool]) -> None:
+    """Refuse, on all processes of a distributed run alike, what the data of some reaches and that of others does not.
+
+    Errors: `DataError` naming it.
+    """
+    if ranks() < 2:
+        return
+    on_cuda = torch.distributed.get_backend() == "nccl"
+    counts = torch.tensor(here, dtype=torch.float64, device="cuda" if on_cuda else "cpu")
+    torch.distributed.all_reduce(counts)
+    if some := [n for n, c in zip(names, counts.tolist(), strict=True) if 0 < c < ranks()]:
+        raise DataError(
+            f"only on some of the {ranks()} processes does the calibration data reach {listed(some)}: pass more of it, "
+            f"or run fewer processes"
+        )
 
 
 def ranks() -> int:

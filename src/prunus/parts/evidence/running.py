@@ -26,6 +26,8 @@ class Gathered(RunningEvidence):
             return averaged_over_ranks({n: t.clone() for n, t in store.items()}) if ranks() > 1 else store
         fresh: dict[str, Tensor] = {}
         names = scored(sources, self.roles)
+        if not names:
+            return fresh
         train = bool(sources.settings.get("train_mode", False))
         with evidence_mode(sources.model, names, sources.generator, train=train), torch.no_grad():
             for gradients in _batches(sources, names):
@@ -127,6 +129,30 @@ class RunningTaylorGateEvidence(RunningTaylorEvidence):
     roles: tuple[Role, ...] = ("scale", "shift")  # type: ignore[misc]
 
 
+class TickSensitivityEvidence(Gathered):
+    """|gamma dL/dgamma| added up along the last share `tick` (the asking part's field) of the steps before an event
+    (Gate decorator: You et al. 2019, arXiv:1909.08174, and the official code). Cost: a product per gate and step.
+    """
+
+    key: ClassVar[str] = "tick"
+    roles: tuple[Role, ...] = ("scale",)  # type: ignore[misc]
+
+    def observe(
+        self,
+        store: dict[str, Tensor],
+        weights: Mapping[str, Tensor],
+        gradients: Mapping[str, Tensor],
+        settings: Mapping[str, Any],
+    ) -> None:
+        for n, g in gradients.items():
+            found = (weights[n].detach() * g).abs()
+            store[n] = store[n] + found if n in store else found
+
+    def renew(self, store: dict[str, Tensor], sources: Sources) -> None:
+        if sources.progress < 1 - float(sources.settings.get("tick", 0.1)):
+            store.clear()
+
+
 Movement = Annotated[Float[Tensor, "*units k"], MovementEvidence()]
 """`[*units, k]`: -sum of w dL/dw over the training steps so far."""
 
@@ -138,3 +164,6 @@ RunningTaylor = Annotated[Float[Tensor, "*units 1"], RunningTaylorEvidence()]
 
 RunningTaylorGate = Annotated[Float[Tensor, "*units 1"], RunningTaylorGateEvidence()]
 """`[*units, 1]`: the same of each unit's normalization; undefined without one."""
+
+TickSensitivity = Annotated[Float[Tensor, "*units k"], TickSensitivityEvidence()]
+"""`[*units, k]`: |gamma dL/dgamma| of each unit's gates, added up along the last steps before an event."""

@@ -9,6 +9,7 @@ from prunus.parts.gate.constrained import DualRestart, Lagrangian, TargetShape
 from prunus.parts.gate.density import LearnedDensity
 from prunus.parts.gate.estimated import Arm, PolicyGradient
 from prunus.parts.gate.exploring import Dormant, PowerPropagation, SoftBoundary, TopKast
+from prunus.parts.gate.fista import SoftMask
 from prunus.parts.gate.heaviside import LogisticHeaviside
 from prunus.parts.gate.movement import MovementGate, SoftMovementGate
 from prunus.parts.gate.proximal import Skeleton, SparseScale
@@ -49,6 +50,7 @@ __all__ = [
     "SignedPopup",
     "Skeleton",
     "SoftBoundary",
+    "SoftMask",
     "SoftMovementGate",
     "SoftThresholding",
     "SparseScale",

@@ -46,7 +46,7 @@ class SparseScale(Gate):
     Starts from 1; weights are trained along, by the user's optimizer. A zero stays zero unless the gradient is larger
     than `strength`. Shapes: theta `[*units]`. Units: factors, comparable everywhere. Cost: none to speak of. Differs:
     the rate of the factors is constant, where the official code divides it with that of the weights; the factor acts
-    where a channel is read. Units that own whole parameters (blocks) get no gate.
+    where a channel is read; of a residual branch (`Branch`) on what it ends in. Whole blocks get no gate.
     """
 
     strength: float = 0.01

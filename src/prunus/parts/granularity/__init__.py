@@ -7,8 +7,22 @@ from prunus.parts.granularity.coupled import Coupled
 from prunus.parts.granularity.element import Element
 from prunus.parts.granularity.expert import Expert
 from prunus.parts.granularity.head import Head
+from prunus.parts.granularity.inner import Inner, Middle
 from prunus.parts.granularity.rank import Rank
 from prunus.parts.granularity.tile import Tile
 from prunus.parts.granularity.width import Width
 
-__all__ = ["Block", "Branch", "Channel", "Coupled", "Element", "Expert", "Head", "Rank", "Tile", "Width"]
+__all__ = [
+    "Block",
+    "Branch",
+    "Channel",
+    "Coupled",
+    "Element",
+    "Expert",
+    "Head",
+    "Inner",
+    "Middle",
+    "Rank",
+    "Tile",
+    "Width",
+]

@@ -1,5 +1,6 @@
 """Penalties: a term added to the loss in training that drives units towards zero."""
 
+from prunus.parts.penalty.centripetal import Centripetal
 from prunus.parts.penalty.makers import SilentLasso
 from prunus.parts.penalty.norms import (
     CoupledLasso,
@@ -11,6 +12,7 @@ from prunus.parts.penalty.norms import (
 )
 from prunus.parts.penalty.phases import TockL1
 from prunus.parts.penalty.prior import GaussianPrior, PriorDecay
+from prunus.parts.penalty.redundant import RedundantLasso
 from prunus.parts.penalty.scales import ResourceL1, ScaleL1, StrengthL1
 from prunus.parts.penalty.separating import (
     AutoBalanced,
@@ -19,12 +21,14 @@ from prunus.parts.penalty.separating import (
     ShrunkAnchor,
     TrainabilityPreserving,
 )
+from prunus.parts.penalty.spectral import SpectralExcess
 from prunus.parts.penalty.targeted import Anchored, GrowingL2
 from prunus.parts.penalty.walk import RandomWalk
 
 __all__ = [
     "Anchored",
     "AutoBalanced",
+    "Centripetal",
     "CoupledLasso",
     "ExponentialBias",
     "GaussianPrior",
@@ -34,6 +38,7 @@ __all__ = [
     "HyperbolicBias",
     "PriorDecay",
     "RandomWalk",
+    "RedundantLasso",
     "RelativeL2",
     "ResourceL1",
     "ScaleL1",
@@ -41,6 +46,7 @@ __all__ = [
     "ShrunkAnchor",
     "SidesLasso",
     "SilentLasso",
+    "SpectralExcess",
     "StrengthL1",
     "TockL1",
     "TrainabilityPreserving",

@@ -1,5 +1,8 @@
 """Preparations: the same outputs from other modules, so that there are other units."""
 
+from prunus.parts.prepare.arrange import Arranged
+from prunus.parts.prepare.biased import Biased
 from prunus.parts.prepare.factorize import Factorize
+from prunus.parts.prepare.rotate import Rotate
 
-__all__ = ["Factorize"]
+__all__ = ["Arranged", "Biased", "Factorize", "Rotate"]

@@ -44,7 +44,7 @@ class Factorize(Preparation):
         if self.split not in get_args(Split):
             raise SpecError(f"Factorize(split={self.split!r}): one of {', '.join(get_args(Split))}")
 
-    def __call__(self, model: nn.Module, example: Any = None) -> nn.Module:
+    def __call__(self, model: nn.Module, example: Any = None, task: Any = None) -> nn.Module:
         written = [m for m in model.modules() if isinstance(m, Factors)]
         parts = {part for m in written for part in m}
         found = [m for n, m in model.named_modules() if n and m not in parts and writable(m, model) and self.wants(n)]

@@ -1,13 +1,16 @@
 """Proximal maps: what units are multiplied by after every optimizer step."""
 
 from prunus.parts.prox.phases import Ticking
-from prunus.parts.prox.steps import ActiveGradient, Decaying, HalfSpace
+from prunus.parts.prox.quota import CostQuota
+from prunus.parts.prox.steps import ActiveGradient, Decaying, HalfSpace, MarkedHalfSpace
 from prunus.parts.prox.thresholds import SoftThreshold
 
 __all__ = [
     "ActiveGradient",
+    "CostQuota",
     "Decaying",
     "HalfSpace",
+    "MarkedHalfSpace",
     "SoftThreshold",
     "Ticking",
 ]

@@ -40,6 +40,27 @@ class HalfSpace(Prox):
 
 
 @dataclass(frozen=True)
+class MarkedHalfSpace(Prox):
+    """0 for units that are marked to go and have left the half-space around where they were, as in `HalfSpace`, else 1
+    (DHSPG, OTOv2: Chen et al. 2023, ICLR, arXiv:2303.06862, algorithm 2).
+
+    A unit that is zero stays so while it is marked. Shapes: `[*units, k]`, factor `[*units]`. Cost: that of
+    `HalfSpace`. Fails: never; nothing happens before units are marked.
+    """
+
+    margin: float = 0.0
+    lasts: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.margin < 1:
+            raise SpecError(f"MarkedHalfSpace(margin={self.margin}): 0 <= margin < 1")
+
+    def __call__(self, w: Maker, before: MakerBefore, kept: Kept) -> Bool[Tensor, "*units"]:
+        size = before.square().sum(-1)
+        return kept.squeeze(-1) | (((w * before).sum(-1) >= self.margin * size) & (size > 0))
+
+
+@dataclass(frozen=True)
 class Decaying(Prox):
     """(n - 1) / n for the units that are marked to go, n the steps left: each goes to zero at an even pace, while it
     trains on (only-train-once's released optimizers; Chen et al. 2023, arXiv:2312.09411).

@@ -1,5 +1,6 @@
 """Reconstruction: how the weights that stay in a layer make up for those that go."""
 
+from prunus.parts.reconstruct.alternating import Alternating
 from prunus.parts.reconstruct.fold import MaskRescale, Merge
 from prunus.parts.reconstruct.squares import BiasCompensation, LeastSquares
 from prunus.parts.reconstruct.surgeon import ExactObs, ObsUpdate
@@ -7,6 +8,7 @@ from prunus.parts.reconstruct.swaps import ExpectedErrorSwaps
 from prunus.parts.reconstruct.units import GroupObs, Osscar
 
 __all__ = [
+    "Alternating",
     "BiasCompensation",
     "ExactObs",
     "ExpectedErrorSwaps",

@@ -60,22 +60,24 @@ def batches(width: int, *tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
 
 
 def upper(h: Float[Tensor, "in in"]) -> tuple[Float[Tensor, "in in"], bool]:
-    """M upper triangular with H = M M^T, and whether there is one: then H^-1 = U^T U with U = M^-1, also upper.
+    """M upper triangular with H = M M^T, in the place of H, and whether there is one: then H^-1 = U^T U with U = M^-1,
+    also upper.
 
-    Column blocks from the last to the first, each a matrix product with those behind it. Below the diagonal blocks the
-    result is zero. Cost: in^3 / 3, nearly all of it in products, and a second matrix.
+    Column blocks from the last to the first, each a matrix product with those behind it, which are done. Cost:
+    in^3 / 3, nearly all of it in products; a few columns of memory.
     """
-    width, m = len(h), torch.zeros_like(h)
+    width = len(h)
     for stop in range(width, 0, -PANEL):
         start = max(0, stop - PANEL)
-        left = torch.addmm(h[:stop, start:stop], m[:stop, stop:], m[start:stop, stop:].T, alpha=-1)
+        left = torch.addmm(h[:stop, start:stop], h[:stop, stop:], h[start:stop, stop:].T, alpha=-1)
         found = torch.linalg.cholesky_ex(left[start:].flip(0, 1))
         if int(found.info) != 0:
-            return m, False
-        corner = m[start:stop, start:stop] = found.L.flip(0, 1)
+            return h, False
+        corner = h[start:stop, start:stop] = found.L.flip(0, 1)
+        h[stop:, start:stop] = 0.0
         if start:
-            torch.mm(left[:start], inverse_upper(corner).T, out=m[:start, start:stop])
-    return m, True
+            torch.mm(left[:start], inverse_upper(corner).T, out=h[:start, start:stop])
+    return h, True
 
 
 def inverse_upper(m: Float[Tensor, "n n"]) -> Float[Tensor, "n n"]:

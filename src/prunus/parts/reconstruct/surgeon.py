@@ -1,7 +1,7 @@
 """Optimal brain surgeon on single weights: column after column, or greedily row by row."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -11,6 +11,7 @@ from prunus.core.errors import SpecError
 from prunus.core.layer import Choose, Layer, Update
 from prunus.core.part import Reconstruction
 from prunus.parts.evidence.curvature import settled, solvable
+from prunus.parts.reconstruct.boxes import without_boxes
 from prunus.parts.reconstruct.columns import Sweep
 from prunus.parts.reconstruct.solve import batches, check_damp, on_support, upper
 
@@ -45,6 +46,14 @@ class ObsUpdate(Reconstruction):
         check_damp("ObsUpdate", self.damp)
         if self.block < 1 or self.select not in ("blocks", "masks"):
             raise SpecError(f"{self}: block >= 1, and select is 'blocks' or 'masks'")
+
+    @property
+    def chooses(self) -> bool:  # type: ignore[override]
+        return self.select == "blocks"
+
+    def operations(self, out: int, width: int) -> float:
+        """FLOPs for a layer of `[out, width]`."""
+        return width**3 / 3 + out * width**2
 
     def __call__(self, layer: Layer, choose: Choose) -> Update:
         if layer.whole_columns:
@@ -84,20 +93,25 @@ class ExactObs(Reconstruction):
     where their traces of losses, ranked over the whole layer, say so (OBC: Frantar & Alistarh 2022, arXiv:2208.11580,
     algorithms 1 and 2).
 
-    As many stay as the masks keep: in the layer, in each row where all rows of the masks keep equally many, in each
-    block of a pattern. Shapes: `[out, in] -> [out, in]`. Cost: out * in^2 * (weights removed per row) + out * in^3 / 3,
-    so for layers of a few thousand inputs at most. Fails: as `LeastSquares`; where single weights are not what is
-    pruned the mask is taken as it is. Differs: the official code counts how many of a row's losses are among the
-    layer's smallest, as done here; `damp` is relative (absolute 1 where H is singular there).
+    Boxes of a row leave whole, by w_B ([H^-1]_BB)^-1 w_B^T. As many stay as the masks keep: in the layer, in each row
+    where all rows of the masks keep equally many, in each block of a pattern. Shapes: `[out, in] -> [out, in]`. Cost:
+    out * in^2 * (weights removed per row) + out * in^3 / 3, so for layers of a few thousand inputs at most. Fails: as
+    `LeastSquares`; where neither single weights nor boxes of a row are pruned the mask is taken as it is. Differs: the
+    official code counts how many of a row's losses are among the layer's smallest, as done here; `damp` is relative
+    (absolute 1 where H is singular there).
     """
 
     damp: float = 1e-4
+    chooses: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         check_damp("ExactObs", self.damp)
 
     def __call__(self, layer: Layer, choose: Choose) -> Update:
         h = solvable(layer.gram, self.damp, layer.name)
+        if layer.box is not None:
+            keep = boxes_kept(layer, h)
+            return Update(on_support(layer.w, keep, h), keep)
         if not layer.free or layer.whole_columns:
             return Update(on_support(layer.w, layer.keep, h), layer.keep)
         rows, width = layer.keep.shape
@@ -121,6 +135,19 @@ class ExactObs(Reconstruction):
         for row, n in enumerate(gone.tolist()):
             keep[row, order[row, :n]] = False
         return Update(on_support(layer.w, keep, h), keep)
+
+
+def boxes_kept(layer: Layer, h: Float[Tensor, "in in"]) -> Bool[Tensor, "out in"]:
+    """As many boxes as the masks keep, those that greedy elimination leaves."""
+    losses, order, each = without_boxes(layer, h)
+    columns = layer.box_columns
+    gone = (~layer.keep[:, columns].any(2)).sum(1)
+    if losses.shape[1] == each:  # rows of unequal numbers were followed to the end
+        gone = cut(losses, int(gone.sum()))
+    keep = torch.ones_like(layer.keep)
+    for row, n in enumerate(gone.tolist()):
+        keep[row, columns[order[row, :n]].reshape(-1)] = False
+    return keep
 
 
 def cut(losses: Float[Tensor, "rows n"], total: int) -> Int[Tensor, "rows"]:

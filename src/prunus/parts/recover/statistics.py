@@ -52,7 +52,8 @@ class BatchNormRecalibration(Recovery):
 class Chain(Recovery):
     """Several recoveries in turn: each acts on the model as the one before left it.
 
-    Steps pass through all of them; the learning rate and the loss are those of the first that has one.
+    Steps pass through all of them; the learning rate and the loss are those of the first that has one, where losses
+    that are trained with throughout come before others.
     """
 
     of: tuple[Recovery, ...] = ()
@@ -72,8 +73,9 @@ class Chain(Recovery):
         return next((r for one in self.of if (r := one.rate(progress)) is not None), None)
 
     def loss(self, site: Site, batch: Any) -> Tensor | None:
-        """The loss of the first that has one."""
-        return next((found for one in self.of if (found := one.loss(site, batch)) is not None), None)
+        """The loss of the first that has one, those trained with throughout before others."""
+        first = sorted(self.of, key=lambda one: not one.throughout)
+        return next((found for one in first if (found := one.loss(site, batch)) is not None), None)
 
     @property
     def reads(self) -> Literal["nothing", "inputs", "labels"]:  # type: ignore[override]
@@ -84,6 +86,16 @@ class Chain(Recovery):
     def teacher(self) -> bool:  # type: ignore[override]
         """Whether any of them wants the dense model."""
         return any(one.teacher for one in self.of)
+
+    @property
+    def throughout(self) -> bool:  # type: ignore[override]
+        """Whether any of them has a loss for the steps before the last event."""
+        return any(one.throughout for one in self.of)
+
+    @property
+    def trains(self) -> bool:  # type: ignore[override]
+        """Whether any of them trains by itself."""
+        return any(one.trains for one in self.of)
 
     @property
     def restarts(self) -> bool:  # type: ignore[override]

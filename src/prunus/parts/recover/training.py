@@ -98,7 +98,9 @@ class Distill(Recovery):
 
     `layers` names modules whose outputs are matched too: hidden times the mean of ||s - t||^2 / ||t||^2 is added, which
     a masked network can do without an adaptor. Outputs are a tensor or have `logits`; the last axis is the classes.
-    With `weight=1` no label is read. Cost: a forward of the teacher per step, and its memory. Fails: `SpecError` for
+    `throughout` trains so from the first step on, while masks are learned, as movement pruning (arXiv:2005.07683), CoFi
+    (arXiv:2204.00408) and VTrans (arXiv:2406.05276) do; in a loop of one's own by `session.loss(batch)`. With
+    `weight=1` no label is read. Cost: a forward of the teacher per step, and its memory. Fails: `SpecError` for
     outputs that are no logits, and for names of layers that the network has not.
     """
 
@@ -106,6 +108,7 @@ class Distill(Recovery):
     weight: float = 0.9
     layers: tuple[str, ...] = ()
     hidden: float = 1.0
+    throughout: bool = False
     teacher: ClassVar[bool] = True
     reads: ClassVar[Literal["nothing", "inputs", "labels"]] = "labels"
 

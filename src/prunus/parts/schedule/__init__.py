@@ -16,7 +16,7 @@ from prunus.parts.schedule.growing import (
     Rewiring,
     SoftBound,
 )
-from prunus.parts.schedule.marking import MarkGradually, MarkThenCut
+from prunus.parts.schedule.marking import MarkAndCut, MarkGradually, MarkThenCut
 from prunus.parts.schedule.rising import TwoSlopes
 from prunus.parts.schedule.tickets import EarlyBird, Relearned
 
@@ -29,6 +29,7 @@ __all__ = [
     "GradualPruneAndGrow",
     "GrowThenPrune",
     "Iterative",
+    "MarkAndCut",
     "MarkGradually",
     "MarkThenCut",
     "Marked",

@@ -56,3 +56,28 @@ class MarkGradually(Schedule):
         path = {t: 1 - (1 - density) * (1 - (1 - (t - first) / span) ** self.power) for t in range(first, last, every)}
         marks = (Event(t, d, mark=True, revive=True) for t, d in (path | {last: density}).items())
         return (*marks, Event(round(self.cut * steps), density, revive=True))
+
+
+@dataclass(frozen=True)
+class MarkAndCut(Schedule):
+    """In `periods` equal spans from the fraction `begin` of the steps to `end`: at the start of each as many more units
+    are chosen among those that are left, at its end they are removed (HESSO: Chen et al. 2024, arXiv:2409.09085).
+
+    In between nothing of what is marked is zero yet: a penalty or a proximal map brings it there.
+    """
+
+    begin: float = 0.1
+    end: float = 0.6
+    periods: int = 5
+
+    def __post_init__(self) -> None:
+        if not (0 <= self.begin <= self.end <= 1 and self.periods >= 1):
+            raise SpecError(f"{self}: 0 <= begin <= end <= 1 are fractions of the steps, periods >= 1")
+
+    def __call__(self, density: float, steps: int) -> tuple[Event, ...]:
+        times = [round((self.begin + (self.end - self.begin) * i / self.periods) * steps) for i in range(self.periods)]
+        times.append(round(self.end * steps))
+        left = [1 - (1 - density) * (i + 1) / self.periods for i in range(self.periods)]
+        left[-1] = density
+        spans = zip(times, times[1:], left, strict=False)
+        return tuple(e for t, u, d in spans for e in (Event(t, d, mark=True), Event(u, d)))

@@ -1,0 +1,249 @@
+"""What a contrast is run on: problems (a network, its data, its training) and tiers (how much of it, for how long)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cache, partial
+from types import MappingProxyType
+from typing import Any
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor, nn
+
+from prunus.core.errors import SpecError, UnknownNameError
+from prunus.lab import data, zoo
+from prunus.lab.data import Augment, Dataset, Loader, Split
+
+
+class Problem(BaseModel):
+    """A network, the data it learns, and how it is trained: by SGD with Nesterov momentum, the same for every arm.
+
+    Attributes:
+        name: short and unique within a tier.
+        network: name for `prunus.lab.zoo.build`, or `package.module:factory`.
+        options: what else `build` is told.
+        data: name or path for `prunus.lab.data.load`.
+        images: the first so many training images; all of them where left out.
+        epochs: passes over the data of a training from initial weights.
+        tune: passes of a fine-tuning of trained weights.
+        batch: examples per step.
+        rates: learning rates that are tried (with the first seed, judged by held-out images).
+        momentum, weight_decay, curve: of the optimizer; see `prunus.lab.trainer.factor` for the curves.
+        shift, flip: augmentation: shifts of up to so many pixels, mirror images.
+        calib: batches that recipes score with.
+        bf16: train in bfloat16 autocast.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str
+    network: str
+    options: Mapping[str, Any] = Field(default_factory=dict)
+    data: str
+    images: int | None = Field(default=None, ge=1)
+    epochs: int = Field(ge=1)
+    tune: int = Field(ge=1)
+    batch: int = Field(default=128, ge=1)
+    rates: tuple[float, ...] = Field(min_length=1)
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+    curve: str = "cosine"
+    shift: int = 0
+    flip: bool = False
+    calib: int = Field(default=2, ge=1)
+    bf16: bool = False
+
+    def dataset(self) -> Dataset:
+        """The data, read once per process."""
+        return _dataset(self.data)
+
+    def train(self) -> Split:
+        """The training examples that are used."""
+        found = self.dataset().train
+        return found if self.images is None else found.head(self.images)
+
+    def loader(self, seed: int) -> Loader:
+        """Shuffled training batches; one seed, one order."""
+        augment = Augment(self.shift, self.flip) if self.shift or self.flip else None
+        return Loader(self.train(), self.batch, seed=seed, shuffle=True, augment=augment, drop_last=True)
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Optimizer steps of a pass over the data."""
+        return len(self.train()) // self.batch
+
+    def initial(self, seed: int) -> nn.Module:
+        """The network with the initial weights of a seed; torch's generator is left as it was."""
+        found = self.dataset()
+        with torch.random.fork_rng(devices=()):
+            torch.manual_seed(seed)
+            channels = found.in_channels if found.kind == "image" else None
+            return zoo.build(
+                self.network, num_classes=found.num_classes, in_channels=channels, **_fitted(self, found.size)
+            )
+
+    def optimizer(self, parameters: list[nn.Parameter], rate: float) -> torch.optim.Optimizer:
+        """SGD at this problem's settings; vectors (biases, normalization) do not decay."""
+        groups = [
+            {"params": [p for p in parameters if p.ndim > 1], "weight_decay": self.weight_decay},
+            {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
+        ]
+        return torch.optim.SGD(
+            [g for g in groups if g["params"]], lr=rate, momentum=self.momentum, nesterov=self.momentum > 0
+        )
+
+    def inputs(self, split: Split, count: int) -> Tensor:
+        """The first examples of a split, as the network takes them."""
+        return split.inputs(split.x[:count])
+
+
+class Tier(BaseModel):
+    """How much of a contrast is run: on which problems, at how many seeds, with how many operating points.
+
+    Attributes:
+        name: smoke, desk, desk-full or paper.
+        problems: what it is run on.
+        seeds: of initial weights, order of data and everything random.
+        most_points: operating points of a contrast that are kept, from its list's both ends inwards; 0 for all.
+        says: what its verdicts may be taken for.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str
+    problems: tuple[Problem, ...]
+    seeds: tuple[int, ...]
+    most_points: int = 0
+    says: str
+
+    def points(self, given: tuple[float, ...]) -> tuple[float, ...]:
+        """The operating points of this tier: all, or the ends and what lies evenly between them."""
+        if not self.most_points or len(given) <= self.most_points:
+            return given
+        if self.most_points == 1:
+            return (given[len(given) // 2],)
+        last = len(given) - 1
+        return tuple(given[round(i * last / (self.most_points - 1))] for i in range(self.most_points))
+
+
+@cache
+def _dataset(name: str) -> Dataset:
+    return data.load(name)
+
+
+def _fitted(problem: Problem, size: int) -> dict[str, Any]:
+    """The problem's options, with the side of the images where the network wants to know it."""
+    import importlib
+    import inspect
+
+    options = dict(problem.options)
+    if ":" not in problem.network:
+        spec = zoo.spec(problem.network)
+        takes = inspect.signature(getattr(importlib.import_module(spec.module), spec.factory)).parameters
+        if spec.kind == "image" and "size" in takes:
+            options.setdefault("size", size)
+    return options
+
+
+_LENET = partial(Problem, network="lenet300", data="fashion-mnist", rates=(0.1, 0.02))
+_TINY = partial(Problem, network="vgg_tiny", data="fashion-mnist", rates=(0.1, 0.02))
+_QUALITATIVE = "directions of qualitative claims on small problems; no reproduction of any table"
+
+TIERS: Mapping[str, Tier] = MappingProxyType(
+    {
+        "smoke": Tier(
+            name="smoke",
+            problems=(
+                Problem(
+                    name="mlp-digits",
+                    network="mlp",
+                    data="digits",
+                    images=512,
+                    epochs=2,
+                    tune=1,
+                    batch=64,
+                    rates=(0.1,),
+                ),
+            ),
+            seeds=(0,),
+            most_points=2,
+            says="that everything runs: one seed, two epochs, nothing can be concluded",
+        ),
+        "desk": Tier(
+            name="desk",
+            problems=(
+                _LENET(name="lenet-fmnist", images=10_000, epochs=10, tune=5),
+                _TINY(name="vgg-fmnist", images=5_000, epochs=8, tune=4),
+            ),
+            seeds=(0, 1, 2),
+            says=_QUALITATIVE,
+        ),
+        "desk-full": Tier(
+            name="desk-full",
+            problems=(
+                _LENET(name="lenet-fmnist-full", epochs=160, tune=40),
+                _TINY(name="vgg-fmnist-full", epochs=40, tune=10),
+                Problem(
+                    name="resnet20-fmnist-full",
+                    network="resnet20",
+                    data="fashion-mnist",
+                    epochs=30,
+                    tune=10,
+                    rates=(0.1, 0.02),
+                    bf16=True,
+                ),
+            ),
+            seeds=(0, 1, 2, 3, 4),
+            says=_QUALITATIVE,
+        ),
+        "paper": Tier(
+            name="paper",
+            problems=tuple(
+                Problem(
+                    name=f"{network}-{images}",
+                    network=network,
+                    data=images,
+                    epochs=160,
+                    tune=160,
+                    rates=(0.1, 0.01),
+                    weight_decay=1e-4,
+                    curve="step",
+                    shift=4,
+                    flip=True,
+                )
+                for network, images in (
+                    ("vgg16", "cifar10"),
+                    ("vgg16", "cifar100"),
+                    ("resnet32", "cifar10"),
+                    ("vgg16", "svhn"),
+                )
+            ),
+            seeds=(0, 1, 2),
+            says="the survey's networks, data and number of epochs",
+        ),
+    }
+)
+
+
+def tier(name: str) -> Tier:
+    """A tier by its name.
+
+    Raises:
+        UnknownNameError: there is none of this name.
+    """
+    if name not in TIERS:
+        raise UnknownNameError("tier", name, TIERS)
+    return TIERS[name]
+
+
+def only(found: Tier, names: tuple[str, ...]) -> Tier:
+    """The tier with these of its problems.
+
+    Raises:
+        SpecError: it has none of a name.
+    """
+    known = {p.name: p for p in found.problems}
+    if missing := [n for n in names if n not in known]:
+        raise SpecError(f"tier {found.name} has no problem {missing[0]!r}: it has {', '.join(known)}")
+    return found.model_copy(update={"problems": tuple(known[n] for n in names)}) if names else found

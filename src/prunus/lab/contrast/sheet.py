@@ -1,0 +1,207 @@
+"""A contrast at a tier, as far as it has been run: what is due, what was found, what follows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
+from statistics import mean
+
+from prunus.lab import claims
+from prunus.lab.contrast.contrast import METRICS, Arm, Claim, Contrast
+from prunus.lab.contrast.fairness import mixed
+from prunus.lab.contrast.problem import Problem, Tier
+from prunus.lab.contrast.trial import Record, Spec
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One arm on one problem at one operating point."""
+
+    problem: str
+    arm: str
+    keep: float
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run of the store, as a sheet sees it: done with a record, or failed (or not there: no Run)."""
+
+    record: Record | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Sheet:
+    """A contrast at a tier, and the runs of one environment by key.
+
+    Rates are tried with the first seed; the one with the best held-out accuracy is run with the others, cell by cell
+    (rule R7: equal and tuned schedules; rule R8: never by the test set).
+    """
+
+    contrast: Contrast
+    tier: Tier
+    runs: Mapping[str, Run]
+
+    @cached_property
+    def problems(self) -> dict[str, Problem]:
+        """The problems by name."""
+        return {p.name: p for p in self.tier.problems}
+
+    def points(self, arm: Arm) -> tuple[float, ...]:
+        """The fractions kept at which an arm is run."""
+        return self.tier.points(self.contrast.points) if arm.density is None else (arm.density,)
+
+    def cells(self, arm: Arm | None = None) -> Iterator[Cell]:
+        """Every cell, or those of an arm."""
+        for problem in self.tier.problems:
+            for one in self.contrast.arms if arm is None else (arm,):
+                for keep in self.points(one):
+                    yield Cell(problem.name, one.name, keep)
+
+    @cached_property
+    def _rates(self) -> dict[Cell, float | None]:
+        return {}
+
+    @cached_property
+    def _specs(self) -> dict[tuple[Cell, float, int], tuple[Spec, str]]:
+        return {}
+
+    def spec(self, cell: Cell, rate: float, seed: int) -> Spec | None:
+        """What a run of a cell is; None while the dense network that it starts from is not known yet."""
+        keyed = self._keyed(cell, rate, seed)
+        return None if keyed is None else keyed[0]
+
+    def run(self, cell: Cell, rate: float, seed: int) -> Run | None:
+        """The run, if it is over."""
+        keyed = self._keyed(cell, rate, seed)
+        return None if keyed is None else self.runs.get(keyed[1])
+
+    def _keyed(self, cell: Cell, rate: float, seed: int) -> tuple[Spec, str] | None:
+        """A run with its key, which is a digest and made once."""
+        place = (cell, rate, seed)
+        if place not in self._specs:
+            spec = self._spec(cell, rate, seed)
+            if spec is None:
+                return None
+            self._specs[place] = (spec, spec.key)
+        return self._specs[place]
+
+    def _spec(self, cell: Cell, rate: float, seed: int) -> Spec | None:
+        problem, arm = self.problems[cell.problem], self.contrast.arm(cell.arm)
+        parent = None
+        if arm.trained:
+            parent = self._parent(problem, seed)
+            if parent is None:
+                return None
+        return Spec(
+            problem=problem,
+            recipe=None if arm.recipe is None else arm.recipe.to_dict(),
+            currency="units" if arm.density is not None else self.contrast.currency,
+            keep=cell.keep,
+            epochs=arm.epochs(problem),
+            rate=rate,
+            seed=seed,
+            parent=parent,
+        )
+
+    def _parent(self, problem: Problem, seed: int) -> str | None:
+        """The key of the dense network of a seed, trained at the chosen rate, once it is there."""
+        dense = next(a for a in self.contrast.arms if a.recipe is None and a.training == "full")
+        cell = Cell(problem.name, dense.name, 1.0)
+        rate = self.rate(cell)
+        keyed = None if rate is None else self._keyed(cell, rate, seed)
+        run = None if keyed is None else self.runs.get(keyed[1])
+        return None if keyed is None or run is None or run.record is None else keyed[1]
+
+    def rate(self, cell: Cell) -> float | None:
+        """The rate that held-out accuracy chose among those that ran through; None while some are not over."""
+        if cell not in self._rates:
+            self._rates[cell] = self._rate(cell)
+        return self._rates[cell]
+
+    def _rate(self, cell: Cell) -> float | None:
+        problem, first = self.problems[cell.problem], self.tier.seeds[0]
+        if len(problem.rates) == 1:
+            return problem.rates[0]
+        found: dict[float, float] = {}
+        for rate in problem.rates:
+            run = self.run(cell, rate, first)
+            if run is None:
+                return None
+            if run.record is not None:
+                found[rate] = run.record.valid
+        return max(found, key=lambda r: found[r]) if found else None
+
+    def wanted(self, cell: Cell) -> list[tuple[Spec, str]]:
+        """The runs of a cell as far as they can be named now, with their keys."""
+        problem, (first, *others) = self.problems[cell.problem], self.tier.seeds
+        tried = [self._keyed(cell, rate, first) for rate in problem.rates]
+        rate = self.rate(cell)
+        chosen = [] if rate is None else [self._keyed(cell, rate, seed) for seed in others]
+        return [s for s in (*tried, *chosen) if s is not None]
+
+    def due(self) -> list[Spec]:
+        """The runs that can be made now and are not there; dense networks first, each once."""
+        found = {k: s for cell in self.cells() for s, k in self.wanted(cell) if k not in self.runs}
+        return sorted(found.values(), key=lambda s: (s.recipe is not None, s.parent is not None))
+
+    @property
+    def planned(self) -> int:
+        """How many runs it takes in all (an upper bound: cells that are the same run are counted once only later)."""
+        return sum(len(self.problems[c.problem].rates) + len(self.tier.seeds) - 1 for c in self.cells())
+
+    # What was found
+
+    def records(self, cell: Cell) -> dict[int, Record]:
+        """The runs of a cell at the chosen rate, by seed."""
+        rate = self.rate(cell)
+        found = {}
+        for seed in self.tier.seeds if rate is not None else ():
+            run = self.run(cell, rate or 0.0, seed)
+            if run is not None and run.record is not None:
+                found[seed] = run.record
+        return found
+
+    def all_records(self) -> list[tuple[Cell, int, Record]]:
+        """Every run that the results rest on."""
+        return [(cell, seed, r) for cell in self.cells() for seed, r in self.records(cell).items()]
+
+    def unequal(self) -> list[str]:
+        """Runs that began with other weights than they should have: nothing is concluded while there are any."""
+        return self._unequal
+
+    @cached_property
+    def _unequal(self) -> list[str]:
+        rows = self.all_records()
+        return mixed((c.problem, seed, self.contrast.arm(c.arm).trained, r.initial) for c, seed, r in rows)
+
+    def values(self, problem: str, arm: str, keep: float, metric: str) -> dict[int, float]:
+        """A metric of a cell by seed; an arm with a density of its own counts at every point."""
+        one = self.contrast.arm(arm)
+        cell = Cell(problem, arm, keep if one.density is None else one.density)
+        measure = METRICS[metric][0]
+        taken = {seed: measure(r) for seed, r in self.records(cell).items()}
+        return {seed: v for seed, v in taken.items() if v is not None}
+
+    def judged(self, claim: Claim, problem: str = "") -> claims.Verdict:
+        """What the runs say of a claim, on all problems or one.
+
+        Differences are taken between runs of one problem, point and seed, and averaged over problems and points within
+        a seed; the verdict is `prunus.lab.claims.compared` over seeds. Points that lack a seed are left out.
+        """
+        gaps: dict[int, list[float]] = {}
+        for name in (problem,) if problem else self.problems:
+            for keep in self.tier.points(self.contrast.points):
+                if claim.at and keep not in claim.at:
+                    continue
+                left = self.values(name, claim.left, keep, claim.metric)
+                right = self.values(name, claim.right, keep, claim.metric) if claim.right else dict.fromkeys(left, 0.0)
+                both = set(left) & set(right)
+                if both == set(self.tier.seeds):
+                    for seed in both:
+                        gaps.setdefault(seed, []).append(left[seed] - right[seed])
+        means = {seed: mean(g) for seed, g in gaps.items()}
+        verdict = claims.compared(means, dict.fromkeys(means, 0.0), claim.margin)
+        if self.unequal():
+            return replace(verdict, word="inconclusive", told="runs began with different weights: " + verdict.told)
+        return verdict

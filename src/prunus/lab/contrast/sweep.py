@@ -1,0 +1,244 @@
+"""Run what a contrast lacks: in this process, or by an engine that spreads it over processes and machines."""
+
+from __future__ import annotations
+
+import time
+import traceback
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from safetensors.torch import load, save
+
+from prunus.core.errors import DataError, SpecError, require
+from prunus.lab.contrast.contrast import Contrast
+from prunus.lab.contrast.perform import perform
+from prunus.lab.contrast.problem import Tier
+from prunus.lab.contrast.sheet import Run, Sheet
+from prunus.lab.contrast.trial import Record, Spec, here
+from prunus.lab.store import Row, Store
+
+Engine = Literal["here", "ray"]
+WAIT = 2.0
+MASKS_UP_TO = 2_000_000
+"""Masks of networks with more weights are not kept: a million weights take 125 kB a run."""
+
+Told = Callable[[Spec, Record | None, str], None]
+OnStep = Callable[[int, int, float], None]
+
+
+@dataclass
+class Counts:
+    """What a sweep did: runs made and failed here, and those that were there before or that others made."""
+
+    done: int = 0
+    failed: int = 0
+    found: int = 0
+    errors: list[str] = field(default_factory=list)
+
+
+def sheet(contrast: Contrast, tier: Tier, store: Store, environment: str | None = None) -> Sheet:
+    """The contrast with the runs that the store has of an environment, by default this one."""
+    rows = store.rows(environment or here().key)
+    return Sheet(contrast, tier, {r.key: run_of(r) for r in rows if r.status in ("done", "failed")})
+
+
+def environment(store: Store, asked: str | None = None) -> str:
+    """The key of the environment whose runs are shown: the one asked for, else this one, else, where this one has made
+    none, the one that made the last run.
+
+    Raises:
+        SpecError: the store has no runs of the one that is asked for.
+    """
+    done = [r for r in store.rows() if r.status == "done"]
+    known = {r.environment for r in done}
+    if asked is not None and asked not in known:
+        raise SpecError(f"no runs of environment {asked}: there are some of {', '.join(sorted(known)) or 'none'}")
+    if asked is not None or here().key in known or not done:
+        return asked or here().key
+    return max(done, key=lambda r: r.finished or 0.0).environment
+
+
+def run_of(row: Row) -> Run:
+    """A row that is over, as sheets see it."""
+    return Run(None if row.record is None else Record.model_validate(dict(row.record)))
+
+
+def sweep(
+    contrasts: Sequence[Contrast],
+    tier: Tier,
+    store: Store,
+    *,
+    engine: Engine = "here",
+    jobs: int = 1,
+    address: str | None = None,
+    minutes: float = float("inf"),
+    told: Told | None = None,
+    on_step: Callable[[Spec], OnStep | None] | None = None,
+) -> Counts:
+    """Make every run that the contrasts lack at a tier; what is there, or fails, is left and the sweep goes on.
+
+    Any number of processes may sweep one store at the same time: each run is made once. Runs that another process is
+    making are waited for where something depends on them.
+
+    Args:
+        engine: `here`, one after the other in this process; `ray`, `jobs` at a time on this machine or on the cluster
+            at `address` (which must reach the store, and have the data).
+        minutes: begin no run after these.
+        told: called with every run that is over: its record, or None and the traceback.
+        on_step: makes the callback for the steps of a run.
+
+    Raises:
+        StoreError: the store cannot be used.
+        MissingExtraError: ray is not installed.
+    """
+    began, counts, place = time.monotonic(), Counts(), here()
+    pool = _Ray(store.url, jobs, address) if engine == "ray" else None
+    counts.found = sum(r.status == "done" for r in store.rows(place.key))
+    try:
+        while time.monotonic() - began < 60 * minutes:
+            due = unique(spec for c in contrasts for spec in sheet(c, tier, store).due())
+            if not due:
+                return counts
+            store.add(((s.key, s.model_dump(mode="json")) for s in due), place.key, place.model_dump())
+            idle = True
+            for spec, record, trace in pool.run(due) if pool else _one_by_one(due, store, on_step):
+                idle = False
+                counts.done += record is not None
+                counts.failed += record is None
+                counts.errors += [trace] if record is None else []
+                if told is not None:
+                    told(spec, record, trace)
+                if time.monotonic() - began >= 60 * minutes:
+                    return counts
+            if idle:
+                time.sleep(WAIT)  # all of it is being made by others
+        return counts
+    finally:
+        if pool is not None:
+            pool.close()
+
+
+def unique(specs: Iterable[Spec]) -> list[Spec]:
+    """Each run once, dense networks first."""
+    found = {s.key: s for s in specs}
+    return sorted(found.values(), key=lambda s: (s.recipe is not None, s.parent is not None))
+
+
+Made = tuple[Spec, Record | None, str]
+
+
+def _one_by_one(due: list[Spec], store: Store, on_step: Callable[[Spec], OnStep | None] | None) -> Iterator[Made]:
+    """The runs that can be had, made one after the other."""
+    for spec in due:
+        made = attempt(spec, store, on_step(spec) if on_step else None)
+        if made is not None:
+            yield made
+
+
+def attempt(spec: Spec, store: Store, on_step: OnStep | None = None) -> Made | None:
+    """Claim a run and make it; None where it is another's, or over already. A failure is written down with its
+    traceback.
+    """
+    place = here().key
+    if not store.claim(spec.key, place):
+        return None
+    with store.beating(spec.key, place):
+        try:
+            outcome = perform(spec, _weights(store, spec.parent, place), on_step)
+        except Exception as error:  # noqa: BLE001 - whatever a recipe runs into belongs to that run alone
+            trace = traceback.format_exc()
+            store.fail(spec.key, place, trace)
+            return spec, None, f"{spec.method} on {spec.problem.name}: {error!r}"
+        blobs = {}
+        if spec.recipe is None:
+            blobs["weights"] = save({k: v.contiguous() for k, v in outcome.weights.items()})
+        elif sum(m.numel() for m in outcome.masks.values()) <= MASKS_UP_TO:
+            blobs["masks"] = packed(outcome.masks)
+        store.finish(spec.key, place, outcome.record.model_dump(mode="json"), **blobs)
+    return spec, outcome.record, ""
+
+
+def _weights(store: Store, parent: str | None, place: str) -> dict[str, torch.Tensor] | None:
+    if parent is None:
+        return None
+    found = store.blob(parent, place, "weights")
+    if found is None:
+        raise DataError(
+            f"the store has no weights of run {parent[:12]}, which this one starts from: delete it, run anew"
+        )
+    return load(found)
+
+
+def packed(masks: Any) -> bytes:
+    """Masks as safetensors, eight entries to a byte, with their shapes."""
+    import json
+
+    import numpy as np
+
+    bits = {n: torch.from_numpy(np.packbits(m.cpu().numpy().reshape(-1))) for n, m in masks.items()}
+    return save(bits, metadata={n: json.dumps(list(m.shape)) for n, m in masks.items()})
+
+
+def unpacked(data: bytes) -> dict[str, torch.Tensor]:
+    """What `packed` made of them."""
+    import json
+    from math import prod
+
+    import numpy as np
+
+    header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])["__metadata__"]
+    shapes = {n: tuple(json.loads(s)) for n, s in header.items()}
+    bits = load(data)
+    return {
+        n: torch.from_numpy(np.unpackbits(bits[n].numpy(), count=prod(shape)).astype(bool)).reshape(shape)
+        for n, shape in shapes.items()
+    }
+
+
+class _Ray:
+    """Runs as tasks of Ray, `jobs` at a time: scheduling, placement and lost workers are Ray's business."""
+
+    def __init__(self, url: str, jobs: int, address: str | None) -> None:
+        if jobs < 1:
+            raise SpecError(f"{jobs} jobs: at least 1")
+        if address is not None and url.startswith("sqlite"):
+            raise SpecError(
+                f"a cluster cannot share the file {url}: give the store as the URL of a PostgreSQL database"
+            )
+        self.ray = require("ray", extra="cluster", why="--engine ray")
+        self.mine = not self.ray.is_initialized()
+        if self.mine:
+            local = {} if address else {"num_cpus": jobs, "include_dashboard": False}
+            self.ray.init(address=address, log_to_driver=False, **local)
+        self.url, self.jobs = url, jobs
+        self.task = self.ray.remote(num_cpus=1, max_retries=2)(_remote)
+
+    def run(self, due: list[Spec]) -> Iterator[Made]:
+        """The runs that are due, as they end; those that others are making are left out."""
+        waiting = {self.task.remote(self.url, spec.model_dump(mode="json")): spec for spec in due}
+        try:
+            while waiting:
+                (over,), _ = self.ray.wait(list(waiting), num_returns=1)
+                spec, answer = waiting.pop(over), self.ray.get(over)
+                if answer is not None:
+                    record, trace = answer
+                    yield spec, None if record is None else Record.model_validate(record), trace
+        finally:
+            for task in waiting:
+                self.ray.cancel(task)
+
+    def close(self) -> None:
+        if self.mine:
+            self.ray.shutdown()
+
+
+def _remote(url: str, plain: dict[str, Any]) -> tuple[dict[str, Any] | None, str] | None:
+    torch.set_num_threads(1)
+    store = Store(url)
+    try:
+        made = attempt(Spec.model_validate(plain), store)
+    finally:
+        store.close()
+    return None if made is None else (None if made[1] is None else made[1].model_dump(mode="json"), made[2])

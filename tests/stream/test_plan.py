@@ -1,0 +1,86 @@
+"""Plans of folders: what they say is what the folder has and what a run reads, writes and keeps waiting."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from prunus.cli.app import app
+from prunus.core.errors import SpecError
+from prunus.stream import prune_folder
+from prunus.stream.plan import Rates, lines, measured_rates, plan
+from prunus.stream.shards import INDEX, Checkpoint
+from tests.stream.test_folder import batches_for, saved
+
+RATES = Rates(forward=2.0, wide=3.0, solve=5.0, select=7.0, disk=11.0)
+
+
+def test_a_plan_needs_no_weights_and_is_right_about_them(tmp_path: Path) -> None:
+    model, folder = saved("tied bf16", tmp_path / "dense")
+    bare = tmp_path / "bare"
+    bare.mkdir()
+    (bare / "config.json").write_bytes((folder / "config.json").read_bytes())
+    stored = Checkpoint(folder).bytes
+    (bare / INDEX).write_text(json.dumps({"metadata": {"total_size": stored}, "weight_map": {}}))
+    found = plan(bare, "wanda", samples=6, length=12, rates=RATES)
+    assert found.to_dict() | {"model": ""} == plan(folder, "wanda", samples=6, length=12, rates=RATES).to_dict() | {
+        "model": ""
+    }
+    made = prune_folder(folder, tmp_path / "out", "wanda", batches_for("tied bf16"), sparsity=0.5)
+    assert (found.bytes, found.blocks) == (stored, len(made.blocks)) and made.written == stored
+    block = model.model.layers[0]
+    assert found.block == sum(2 * p.numel() for p in block.parameters())
+    assert found.waiting == 6 * 12 * 24 * 2 and found.bound == 3 * found.block + found.waiting
+    matrices = sum(p.numel() for p in block.parameters() if p.ndim == 2)
+    attention = 4 * 72 * 12 * 24
+    assert found.forward == 2 * 3 * (2 * 72 * matrices + attention)  # scored, and run once more; three blocks
+    assert found.seconds == {
+        "forward": found.forward / 2,
+        "moments": 0.0,
+        "solve": 0.0,
+        "choose": 3 * matrices / 7,
+        "disk": 2 * stored / 11,
+    }
+
+
+def test_surgeon_and_experts(tmp_path: Path) -> None:
+    _, folder = saved("llama", tmp_path / "dense")
+    found = plan(folder, "sparsegpt", samples=6, length=12, rates=RATES)
+    # Queries, keys and values share a sum, gate and up do, the other two have their own.
+    assert found.moments == pytest.approx(3 * 2 * 72 * (3 * 24**2 + 40**2))
+    each = [(24, 24), (12, 24), (12, 24), (24, 24), (40, 24), (40, 24), (24, 40)]
+    assert found.solve == pytest.approx(3 * sum(i**3 / 3 + o * i * i for o, i in each))
+    assert found.gram == {"block": 8 * (24**2 + 40**2), "wave": 8 * 40**2}
+    _, folder = saved("mixtral", tmp_path / "experts")
+    stacked = plan(folder, "sparsegpt", samples=6, length=12, rates=RATES)
+    assert stacked.gram["wave"] == 4 * 8 * 40**2  # four experts, the way back from the wide layer
+    dense = plan(folder, "magnitude_uniform", samples=6, length=12, rates=RATES)
+    assert dense.gram == {} and dense.peak < stacked.peak
+    assert dict(lines(stacked))["method"] == "sparsegpt on 72 tokens"
+
+
+def test_what_has_no_plan(tmp_path: Path) -> None:
+    _, folder = saved("llama", tmp_path / "dense")
+    for method in ("obc", "flap"):
+        with pytest.raises(SpecError, match="is not known"):
+            plan(folder, method, samples=1, length=1, rates=RATES)
+
+
+def test_rates_are_measured(tmp_path: Path) -> None:
+    found = measured_rates(torch.float32, tmp_path)
+    assert min(found.forward, found.wide, found.solve, found.select, found.disk) > 1e6
+
+
+def test_the_command_says_it(tmp_path: Path) -> None:
+    _, folder = saved("llama", tmp_path / "dense")
+    asked = ["plan", f"hf:{folder}", "-m", "sparsegpt", "--samples", "6", "--length", "12", "--flops", "1e12"]
+    told = json.loads(CliRunner().invoke(app, [*asked, "--disk", "2e9", "--json"]).stdout)
+    rates = Rates(1e12, 1e12, 1e12, disk=2e9, told=told["rates"]["told"])
+    assert told == plan(folder, "sparsegpt", samples=6, length=12, rates=rates).to_dict()
+    assert "read and written" in CliRunner().invoke(app, asked).stdout
+    for wrong in (["plan", "mlp", "-m", "wanda"], ["plan", f"hf:{folder}", "-m", "legr"]):
+        assert CliRunner().invoke(app, wrong).exit_code == 2
