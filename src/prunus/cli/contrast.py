@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import sys
 from collections import Counter
+from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from prunus.cli.output import DryRun, Json, console, emit, guarded, say
+from prunus.cli.output import DryRun, Json, console, emit, guarded, progress, say
 from prunus.core.errors import SpecError
 
 if TYPE_CHECKING:
     from prunus.lab.contrast import Contrast, Sheet, Tier
+    from prunus.lab.contrast.sweep import OnStep
     from prunus.lab.contrast.trial import Record, Spec
 
 app = typer.Typer(no_args_is_help=True, help="The survey's comparisons: list them, run them, report what they say.")
@@ -105,7 +109,7 @@ def run(
 
     torch.set_num_threads(threads)
     place = here()
-    kept = Store(store)
+    kept, bars = Store(store), ExitStack()
     try:
         if retry:
             failed = [r.key for r in kept.rows(place.key, "failed")]
@@ -119,9 +123,11 @@ def run(
             address=address,
             minutes=minutes,
             told=_tell,
+            on_step=_watched(bars) if sys.stderr.isatty() else None,
         )
         sheets = [sheet(c, level, kept) for c in chosen]
     finally:
+        bars.close()
         kept.close()
     if json:
         verdicts = {s.contrast.name: _verdicts(s) for s in sheets}
@@ -287,6 +293,18 @@ def _told(c: Contrast) -> dict[str, Any]:
 def _tell(spec: Spec, record: Record | None, trace: str) -> None:
     what = f"{spec.problem.name}, {spec.method} at {spec.keep:g}, seed {spec.seed}, rate {spec.rate:g}"
     say(f"{what}: {trace}" if record is None else f"{what}: {record.test:.4f} in {record.seconds:.0f} s")
+
+
+def _watched(bars: ExitStack) -> Callable[[Spec], OnStep]:
+    """A bar over the steps of each run, for whoever sits at the terminal; it goes when the next one comes."""
+
+    def bar(spec: Spec) -> OnStep:
+        bars.close()
+        steps = spec.epochs * spec.problem.steps_per_epoch
+        advance = bars.enter_context(progress(steps, f"{spec.method} at {spec.keep:g}"))
+        return lambda done, _steps, loss: advance(done, loss)
+
+    return bar
 
 
 def _verdicts(found: Sheet) -> list[dict[str, Any]]:

@@ -119,7 +119,8 @@ def put_back(store: Store, found: Iterable[tuple[Row, Mapping[str, Any]]]) -> in
     for row, facts in found:
         if row.status != "done" or row.record is None:
             continue
-        if store.add([(row.key, row.spec)], row.environment, facts) and store.claim(row.key, row.environment):
+        store.add([(row.key, row.spec)], row.environment, facts)
+        if store.claim(row.key, row.environment):
             added += store.finish(row.key, row.environment, row.record)
     return added
 

@@ -66,6 +66,8 @@ class Store:
         where: path of an SQLite file (made when it is not there), or a database URL such as
             `postgresql+psycopg://user@host/name`.
 
+    Cost: a file is read once when it is opened, to see that it is whole.
+
     Raises:
         StoreError: a file that is damaged or is no store, or a database that cannot be reached.
         MissingExtraError: SQLAlchemy, or the database's driver, is not installed.

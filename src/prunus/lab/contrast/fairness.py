@@ -9,6 +9,8 @@ from prunus import methods
 from prunus.core.recipe import Recipe
 from prunus.lab.contrast.contrast import Arm, Contrast, arm
 from prunus.lab.contrast.problem import Tier
+from prunus.parts.allocation import Inverted, Shuffled
+from prunus.parts.criteria import Random
 
 FEWEST_SEEDS, FEWEST_POINTS, FEWEST_PROBLEMS = 3, 5, 3
 SHUFFLED = "{}, same layer shares"
@@ -94,6 +96,5 @@ def _shuffles(recipe: Recipe) -> bool:
     """Whether a random mask with the same layer shares is another mask: not for patterns, moving or ablated masks."""
     moves = any(e.regrow or e.grow or e.step > 0 for e in recipe.timeline())
     pattern = getattr(recipe.allocate, "density", None) is not None
-    ablated = type(recipe.allocate).__name__ in ("Shuffled", "Inverted")
-    drawn = type(recipe.criterion).__name__ == "Random"
-    return not (moves or pattern or ablated or drawn or recipe.gate or recipe.reconstruct or recipe.recover)
+    ablated = isinstance(recipe.allocate, Shuffled | Inverted) or isinstance(recipe.criterion, Random)
+    return not (moves or pattern or ablated or recipe.gate or recipe.reconstruct or recipe.recover)

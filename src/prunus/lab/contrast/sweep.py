@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from math import prod
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from safetensors.torch import load, save
 
@@ -30,7 +33,7 @@ OnStep = Callable[[int, int, float], None]
 
 @dataclass
 class Counts:
-    """What a sweep did: runs made and failed here, and those that were there before or that others made."""
+    """What a sweep did: runs made and failed here, and those of these contrasts that were over before."""
 
     done: int = 0
     failed: int = 0
@@ -95,7 +98,8 @@ def sweep(
     """
     began, counts, place = time.monotonic(), Counts(), here()
     pool = _Ray(store.url, jobs, address) if engine == "ray" else None
-    counts.found = sum(r.status == "done" for r in store.rows(place.key))
+    sheets = [sheet(c, tier, store) for c in contrasts]
+    counts.found = len({k for s in sheets for cell in s.cells() for _, k in s.wanted(cell) if k in s.runs})
     try:
         while time.monotonic() - began < 60 * minutes:
             due = unique(spec for c in contrasts for spec in sheet(c, tier, store).due())
@@ -138,8 +142,8 @@ def _one_by_one(due: list[Spec], store: Store, on_step: Callable[[Spec], OnStep 
 
 
 def attempt(spec: Spec, store: Store, on_step: OnStep | None = None) -> Made | None:
-    """Claim a run and make it; None where it is another's, or over already. A failure is written down with its
-    traceback.
+    """Claim a run and make it; None where it is another's, or over already, or where the claim was lost meanwhile. A
+    failure is written down with its traceback.
     """
     place = here().key
     if not store.claim(spec.key, place):
@@ -156,8 +160,8 @@ def attempt(spec: Spec, store: Store, on_step: OnStep | None = None) -> Made | N
             blobs["weights"] = save({k: v.contiguous() for k, v in outcome.weights.items()})
         elif sum(m.numel() for m in outcome.masks.values()) <= MASKS_UP_TO:
             blobs["masks"] = packed(outcome.masks)
-        store.finish(spec.key, place, outcome.record.model_dump(mode="json"), **blobs)
-    return spec, outcome.record, ""
+        mine = store.finish(spec.key, place, outcome.record.model_dump(mode="json"), **blobs)
+    return (spec, outcome.record, "") if mine else None
 
 
 def _weights(store: Store, parent: str | None, place: str) -> dict[str, torch.Tensor] | None:
@@ -173,21 +177,12 @@ def _weights(store: Store, parent: str | None, place: str) -> dict[str, torch.Te
 
 def packed(masks: Any) -> bytes:
     """Masks as safetensors, eight entries to a byte, with their shapes."""
-    import json
-
-    import numpy as np
-
     bits = {n: torch.from_numpy(np.packbits(m.cpu().numpy().reshape(-1))) for n, m in masks.items()}
     return save(bits, metadata={n: json.dumps(list(m.shape)) for n, m in masks.items()})
 
 
 def unpacked(data: bytes) -> dict[str, torch.Tensor]:
     """What `packed` made of them."""
-    import json
-    from math import prod
-
-    import numpy as np
-
     header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])["__metadata__"]
     shapes = {n: tuple(json.loads(s)) for n, s in header.items()}
     bits = load(data)

@@ -100,7 +100,7 @@ class Record(BaseModel):
         initial: SHA-256 over the weights that the run began with.
         data: SHA-256 of the data set.
         steps: optimizer steps taken.
-        seconds: processor time of the whole run; `seconds_pruning` of scoring and choosing, where it is known.
+        seconds: processor time of the whole run, evaluation included.
         notes: what the recipe said: groups left dense, warnings.
     """
 
@@ -140,7 +140,7 @@ class Environment(BaseModel):
     Attributes:
         prunus: version and digest of its sources.
         torch: version.
-        processor: as the system names it, with what computes (cpu or the name of the accelerator).
+        processor: as the system names it; runs are made on it, never on an accelerator.
         python, system: for the record; they do not count.
     """
 
@@ -171,7 +171,7 @@ def here() -> Environment:
 
 
 def _sources() -> str:
-    """A digest of the package's modules but for those that only show results."""
+    """A digest of the package's modules, but for those that no run passes through."""
     root = Path(prunus.__file__).parent
     sha = hashlib.sha256()
     for file in sorted(root.rglob("*.py")):
