@@ -133,6 +133,22 @@ def test_rates_are_tried_with_the_first_seed_and_chosen_by_held_out_accuracy() -
     assert empty.due()[0].recipe is None and empty.rate(Cell("micro", "dense", 1.0)) is None
 
 
+def test_a_rate_may_be_chosen_once_per_arm_in_the_middle_of_its_points() -> None:
+    points = (0.5, 0.25, 0.125)
+    few = Contrast(name="few", title="", section="", question="?", arms=PAIR.arms, claims=(), points=points)
+    tier, runs = SMALL.model_copy(update={"tuned": "arm", "most_points": 0}), dict[str, Run]()
+    while due := Sheet(few, tier, runs).due():
+        runs |= {s.key: Run(record(valid=1 - s.rate if s.keep == 0.25 else s.rate)) for s in due}
+    found = Sheet(few, tier, runs)
+    for arm in (a for a in few.arms if a.density is None):
+        made = [s for c in found.cells(arm) for s, _ in found.wanted(c)]
+        assert {found.rate(c) for c in found.cells(arm)} == {0.01}
+        assert sorted((s.keep, s.rate, s.seed) for s in made) == sorted(
+            [(k, 0.01, s) for k in points for s in tier.seeds] + [(0.25, 0.1, 0)]
+        )
+    assert len(runs) == found.planned < Sheet(few, SMALL.model_copy(update={"most_points": 0}), runs).planned
+
+
 def test_a_rate_that_fails_is_not_chosen_and_nothing_waits_for_it() -> None:
     found = filled(lambda s: None if s.rate == 0.1 else record(initial=str(s.parent)))
     assert found.rate(Cell("micro", "SNIP, weights", 0.125)) == 0.01 and found.due() == []
@@ -304,6 +320,16 @@ def test_runs_of_other_code_or_machines_are_not_mixed(tmp_path: Path) -> None:
     assert environment(store) == here().key and environment(store, other.key) == other.key
     with pytest.raises(SpecError, match="no runs of environment"):
         environment(store, "nowhere")
+    store.close()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="asks for a device that is not there")
+def test_a_device_that_is_not_there_is_refused_before_anything(tmp_path: Path) -> None:
+    store = Store(str(tmp_path / "runs.db"))
+    for device in ("cuda", "nonsense"):
+        with pytest.raises(SpecError, match=f"device {device}"):
+            sweep(contrasts(), SMALL, store, device=device)
+    assert not store.rows()
     store.close()
 
 

@@ -90,6 +90,7 @@ def run(
     address: Annotated[str | None, typer.Option(help="Address of a Ray cluster; one is started when left out.")] = None,
     minutes: Annotated[float, typer.Option(help="Begin no run after these.")] = float("inf"),
     threads: Annotated[int, typer.Option(min=1, help="Threads per run.")] = 1,
+    device: Annotated[str, typer.Option(help="Where runs are made: cpu, cuda, cuda:1.")] = "cpu",
     retry: Annotated[bool, typer.Option("--retry", help="Make failed runs again.")] = False,
     dry_run: DryRun = False,
     json: Json = False,
@@ -108,7 +109,7 @@ def run(
     import torch
 
     torch.set_num_threads(threads)
-    place = here()
+    place = here(device)
     kept, bars = Store(store), ExitStack()
     try:
         if retry:
@@ -124,8 +125,9 @@ def run(
             minutes=minutes,
             told=_tell,
             on_step=_watched(bars) if sys.stderr.isatty() else None,
+            device=device,
         )
-        sheets = [sheet(c, level, kept) for c in chosen]
+        sheets = [sheet(c, level, kept, place.key) for c in chosen]
     finally:
         bars.close()
         kept.close()

@@ -27,6 +27,8 @@ from prunus.lab.experiment import layer_densities, logits_of
 from prunus.lab.trainer import factor
 
 Weights = Mapping[str, Tensor]
+EVALUATED = 128
+"""Examples per batch of an evaluation: more of them leave the cache of a core."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,7 +41,10 @@ class Outcome:
 
 
 def perform(
-    spec: Spec, parent: Weights | None = None, on_step: Callable[[int, int, float], None] | None = None
+    spec: Spec,
+    parent: Weights | None = None,
+    on_step: Callable[[int, int, float], None] | None = None,
+    device: str = "cpu",
 ) -> Outcome:
     """Make a run.
 
@@ -47,6 +52,7 @@ def perform(
         spec: what to do.
         parent: the weights that `spec.parent` ended with.
         on_step: called after every step with (step, steps, loss).
+        device: where the run is made. Initial weights are drawn on the CPU, the same for every device.
 
     Raises:
         DataError: there is a parent and no weights, or the other way round.
@@ -60,9 +66,10 @@ def perform(
     if parent is not None:
         model.load_state_dict(dict(parent))
     initial = digest(model.state_dict())
+    model.to(device)
     recipe = spec.recipe_of()
     steps = spec.epochs * problem.steps_per_epoch
-    task = task_of(problem, spec.seed)
+    task = task_of(problem, spec.seed, device)
     untrained, notes = None, []
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
@@ -97,18 +104,19 @@ def perform(
             "seconds": round(time.process_time() - began, 2),
         }
     )
-    state = {k: v.detach().clone() for k, v in result.model.state_dict().items()}
+    state = {k: v.detach().cpu().clone() for k, v in result.model.state_dict().items()}
     return Outcome(record, result.masks if recipe is not None else {}, state)
 
 
 def described(result: Result, spec: Spec, notes: list[str]) -> Record:
     """Accuracies and sizes of a run that has ended."""
     found, model = spec.problem.dataset(), result.model.eval()
-    example = (spec.problem.inputs(found.test, 1),)
-    dense = spec.problem.initial(spec.seed)
+    device = next(model.parameters()).device
+    example = (spec.problem.inputs(found.test, 1).to(device),)
+    dense = spec.problem.initial(spec.seed).to(device)
     params, macs = measure.params(model), measure.macs(model, example)
     top = (1, 5) if found.num_classes > 5 else (1,)
-    tested = measure.accuracies(model, Loader(found.test, 500), top=top)
+    tested = measure.accuracies(model, Loader(found.test, EVALUATED), top=top)
     masked = spec.recipe is not None
     return Record(
         test=tested[1],
@@ -127,15 +135,20 @@ def described(result: Result, spec: Spec, notes: list[str]) -> Record:
     )
 
 
-def task_of(problem: Problem, seed: int) -> Task:
-    """The problem as recipes see it; calibration batches are drawn from the training examples by the seed."""
+def task_of(problem: Problem, seed: int, device: str = "cpu") -> Task:
+    """The problem as recipes see it; calibration batches are drawn from the training examples by the seed.
+
+    The data stay in the memory of the CPU; a batch goes to the device when the loss is taken.
+    """
     train = problem.train()
     calib = Loader(train, problem.batch, seed=seed + 1, shuffle=True)
-    batches = [b for _, b in zip(range(problem.calib), calib.batches(0), strict=False)]
+    drawn = zip(range(problem.calib), calib.batches(0), strict=False)
+    batches = [(x.to(device), y.to(device)) for _, (x, y) in drawn]
+    kind = torch.device(device).type
 
     def loss(model: nn.Module, batch: Any) -> Tensor:
-        inputs, targets = batch
-        with torch.autocast("cpu", torch.bfloat16) if problem.bf16 else nullcontext():
+        inputs, targets = (t.to(device, non_blocking=True) for t in batch)
+        with torch.autocast(kind, torch.bfloat16) if problem.bf16 else nullcontext():
             logits = logits_of(model(inputs))
         return F.cross_entropy(logits.float().flatten(0, -2), targets.flatten())
 
@@ -144,7 +157,7 @@ def task_of(problem: Problem, seed: int) -> Task:
 
 def accuracy(model: nn.Module, split: Split) -> float:
     """Share of the examples that are classified right, in float32 and evaluation mode."""
-    return measure.accuracy(model, Loader(split, 500))
+    return measure.accuracy(model, Loader(split, EVALUATED))
 
 
 def dense_recipe() -> Recipe:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from functools import cache, partial
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
@@ -74,14 +74,18 @@ class Problem(BaseModel):
         return len(self.train()) // self.batch
 
     def initial(self, seed: int) -> nn.Module:
-        """The network with the initial weights of a seed; torch's generator is left as it was."""
+        """The network with the initial weights of a seed; torch's generator is left as it was.
+
+        Convolutions lie channels last in memory, which is faster on the CPU (`benchmarks/lab.py`).
+        """
         found = self.dataset()
         with torch.random.fork_rng(devices=()):
             torch.manual_seed(seed)
             channels = found.in_channels if found.kind == "image" else None
-            return zoo.build(
+            made = zoo.build(
                 self.network, num_classes=found.num_classes, in_channels=channels, **_fitted(self, found.size)
             )
+        return made.to(memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
 
     def optimizer(self, parameters: list[nn.Parameter], rate: float) -> torch.optim.Optimizer:
         """SGD at this problem's settings; vectors (biases, normalization) do not decay."""
@@ -106,6 +110,8 @@ class Tier(BaseModel):
         problems: what it is run on.
         seeds: of initial weights, order of data and everything random.
         most_points: operating points of a contrast that are kept, from its list's both ends inwards; 0 for all.
+        tuned: the learning rate is chosen for every `cell` (arm and operating point), or for every `arm`, at the
+            operating point in the middle.
         says: what its verdicts may be taken for.
     """
 
@@ -115,6 +121,7 @@ class Tier(BaseModel):
     problems: tuple[Problem, ...]
     seeds: tuple[int, ...]
     most_points: int = 0
+    tuned: Literal["cell", "arm"] = "cell"
     says: str
 
     def points(self, given: tuple[float, ...]) -> tuple[float, ...]:
@@ -177,6 +184,7 @@ TIERS: Mapping[str, Tier] = MappingProxyType(
                 _TINY(name="vgg-fmnist", images=5_000, epochs=8, tune=4),
             ),
             seeds=(0, 1, 2),
+            tuned="arm",
             says=_QUALITATIVE,
         ),
         "desk-full": Tier(

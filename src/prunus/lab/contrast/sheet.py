@@ -34,8 +34,8 @@ class Run:
 class Sheet:
     """A contrast at a tier, and the runs of one environment by key.
 
-    Rates are tried with the first seed; the one with the best held-out accuracy is run with the others, cell by cell
-    (rule R7: equal and tuned schedules; rule R8: never by the test set).
+    Rates are tried with the first seed; the one with the best held-out accuracy is run with the others (rule R7: equal
+    and tuned schedules; rule R8: never by the test set), cell by cell or arm by arm as the tier says.
     """
 
     contrast: Contrast
@@ -123,6 +123,8 @@ class Sheet:
         problem, first = self.problems[cell.problem], self.tier.seeds[0]
         if len(problem.rates) == 1:
             return problem.rates[0]
+        if (chooses := self._chooses(cell)) != cell:
+            return self.rate(chooses)
         found: dict[float, float] = {}
         for rate in problem.rates:
             run = self.run(cell, rate, first)
@@ -132,11 +134,16 @@ class Sheet:
                 found[rate] = run.record.valid
         return max(found, key=lambda r: found[r]) if found else None
 
+    def _chooses(self, cell: Cell) -> Cell:
+        """The cell whose runs choose the rate of this one."""
+        points = self.points(self.contrast.arm(cell.arm))
+        return cell if self.tier.tuned == "cell" else replace(cell, keep=points[len(points) // 2])
+
     def wanted(self, cell: Cell) -> list[tuple[Spec, str]]:
         """The runs of a cell as far as they can be named now, with their keys."""
         problem, (first, *others) = self.problems[cell.problem], self.tier.seeds
-        tried = [self._keyed(cell, rate, first) for rate in problem.rates]
-        rate = self.rate(cell)
+        rate, chooses = self.rate(cell), self._chooses(cell) == cell
+        tried = [self._keyed(cell, r, first) for r in problem.rates if chooses or r == rate]
         chosen = [] if rate is None else [self._keyed(cell, rate, seed) for seed in others]
         return [s for s in (*tried, *chosen) if s is not None]
 
@@ -148,7 +155,8 @@ class Sheet:
     @property
     def planned(self) -> int:
         """How many runs it takes in all (an upper bound: cells that are the same run are counted once only later)."""
-        return sum(len(self.problems[c.problem].rates) + len(self.tier.seeds) - 1 for c in self.cells())
+        tried = {c: len(self.problems[c.problem].rates) if self._chooses(c) == c else 1 for c in self.cells()}
+        return sum(n + len(self.tier.seeds) - 1 for n in tried.values())
 
     # What was found
 

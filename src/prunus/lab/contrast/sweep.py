@@ -79,6 +79,7 @@ def sweep(
     minutes: float = float("inf"),
     told: Told | None = None,
     on_step: Callable[[Spec], OnStep | None] | None = None,
+    device: str = "cpu",
 ) -> Counts:
     """Make every run that the contrasts lack at a tier; what is there, or fails, is left and the sweep goes on.
 
@@ -91,23 +92,24 @@ def sweep(
         minutes: begin no run after these.
         told: called with every run that is over: its record, or None and the traceback.
         on_step: makes the callback for the steps of a run.
+        device: where runs are made; with ray, each takes one GPU of its own where this is not the CPU.
 
     Raises:
         StoreError: the store cannot be used.
         MissingExtraError: ray is not installed.
     """
-    began, counts, place = time.monotonic(), Counts(), here()
-    pool = _Ray(store.url, jobs, address) if engine == "ray" else None
-    sheets = [sheet(c, tier, store) for c in contrasts]
+    began, counts, place = time.monotonic(), Counts(), here(device)
+    pool = _Ray(store.url, jobs, address, device) if engine == "ray" else None
+    sheets = [sheet(c, tier, store, place.key) for c in contrasts]
     counts.found = len({k for s in sheets for cell in s.cells() for _, k in s.wanted(cell) if k in s.runs})
     try:
         while time.monotonic() - began < 60 * minutes:
-            due = unique(spec for c in contrasts for spec in sheet(c, tier, store).due())
+            due = unique(spec for c in contrasts for spec in sheet(c, tier, store, place.key).due())
             if not due:
                 return counts
             store.add(((s.key, s.model_dump(mode="json")) for s in due), place.key, place.model_dump())
             idle = True
-            for spec, record, trace in pool.run(due) if pool else _one_by_one(due, store, on_step):
+            for spec, record, trace in pool.run(due) if pool else _one_by_one(due, store, on_step, device):
                 idle = False
                 counts.done += record is not None
                 counts.failed += record is None
@@ -133,24 +135,26 @@ def unique(specs: Iterable[Spec]) -> list[Spec]:
 Made = tuple[Spec, Record | None, str]
 
 
-def _one_by_one(due: list[Spec], store: Store, on_step: Callable[[Spec], OnStep | None] | None) -> Iterator[Made]:
+def _one_by_one(
+    due: list[Spec], store: Store, on_step: Callable[[Spec], OnStep | None] | None, device: str
+) -> Iterator[Made]:
     """The runs that can be had, made one after the other."""
     for spec in due:
-        made = attempt(spec, store, on_step(spec) if on_step else None)
+        made = attempt(spec, store, on_step(spec) if on_step else None, device)
         if made is not None:
             yield made
 
 
-def attempt(spec: Spec, store: Store, on_step: OnStep | None = None) -> Made | None:
+def attempt(spec: Spec, store: Store, on_step: OnStep | None = None, device: str = "cpu") -> Made | None:
     """Claim a run and make it; None where it is another's, or over already, or where the claim was lost meanwhile. A
     failure is written down with its traceback.
     """
-    place = here().key
+    place = here(device).key
     if not store.claim(spec.key, place):
         return None
     with store.beating(spec.key, place):
         try:
-            outcome = perform(spec, _weights(store, spec.parent, place), on_step)
+            outcome = perform(spec, _weights(store, spec.parent, place), on_step, device)
         except Exception as error:  # noqa: BLE001 - whatever a recipe runs into belongs to that run alone
             trace = traceback.format_exc()
             store.fail(spec.key, place, trace)
@@ -195,7 +199,7 @@ def unpacked(data: bytes) -> dict[str, torch.Tensor]:
 class _Ray:
     """Runs as tasks of Ray, `jobs` at a time: scheduling, placement and lost workers are Ray's business."""
 
-    def __init__(self, url: str, jobs: int, address: str | None) -> None:
+    def __init__(self, url: str, jobs: int, address: str | None, device: str) -> None:
         if jobs < 1:
             raise SpecError(f"{jobs} jobs: at least 1")
         if address is not None and url.startswith("sqlite"):
@@ -207,12 +211,12 @@ class _Ray:
         if self.mine:
             local = {} if address else {"num_cpus": jobs, "include_dashboard": False}
             self.ray.init(address=address, log_to_driver=False, **local)
-        self.url, self.jobs = url, jobs
-        self.task = self.ray.remote(num_cpus=1, max_retries=2)(_remote)
+        self.url, self.jobs, self.device = url, jobs, device
+        self.task = self.ray.remote(num_cpus=1, num_gpus=int(device != "cpu"), max_retries=2)(_remote)
 
     def run(self, due: list[Spec]) -> Iterator[Made]:
         """The runs that are due, as they end; those that others are making are left out."""
-        waiting = {self.task.remote(self.url, spec.model_dump(mode="json")): spec for spec in due}
+        waiting = {self.task.remote(self.url, spec.model_dump(mode="json"), self.device): spec for spec in due}
         try:
             while waiting:
                 (over,), _ = self.ray.wait(list(waiting), num_returns=1)
@@ -229,11 +233,11 @@ class _Ray:
             self.ray.shutdown()
 
 
-def _remote(url: str, plain: dict[str, Any]) -> tuple[dict[str, Any] | None, str] | None:
+def _remote(url: str, plain: dict[str, Any], device: str) -> tuple[dict[str, Any] | None, str] | None:
     torch.set_num_threads(1)
     store = Store(url)
     try:
-        made = attempt(Spec.model_validate(plain), store)
+        made = attempt(Spec.model_validate(plain), store, device=device)
     finally:
         store.close()
     return None if made is None else (None if made[1] is None else made[1].model_dump(mode="json"), made[2])

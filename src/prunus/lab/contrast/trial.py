@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 import prunus
 from prunus.core.budget import Budget
+from prunus.core.errors import SpecError
 from prunus.core.recipe import Recipe
 from prunus.lab.contrast.problem import Problem
 from prunus.lab.facts import environment
@@ -140,7 +141,7 @@ class Environment(BaseModel):
     Attributes:
         prunus: version and digest of its sources.
         torch: version.
-        processor: as the system names it; runs are made on it, never on an accelerator.
+        processor: what the runs are made on, as the system names it: the CPU, or the accelerator.
         python, system: for the record; they do not count.
     """
 
@@ -159,15 +160,31 @@ class Environment(BaseModel):
 
 
 @cache
-def here() -> Environment:
-    """This process's environment. Cost: reads the package's sources once."""
+def here(device: str = "cpu") -> Environment:
+    """This process's environment, with runs on a device. Cost: reads the package's sources once.
+
+    Raises:
+        SpecError: there is no such device here.
+    """
     return Environment(
         prunus=f"{prunus.__version__}+{_sources()}",
         torch=torch.__version__,
-        processor=str(environment()["processor"]),
+        processor=_processor(device),
         python=platform.python_version(),
         system=f"{platform.system()} {platform.machine()}",
     )
+
+
+def _processor(device: str) -> str:
+    """What a device is called."""
+    try:
+        kind = torch.device(device).type
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise SpecError(f"device {device}: {str(error).splitlines()[0]}") from error
+    if kind == "cpu":
+        return str(environment()["processor"])
+    return torch.cuda.get_device_name(device) if kind == "cuda" else kind
 
 
 def _sources() -> str:
