@@ -33,6 +33,8 @@ class Problem(BaseModel):
         shift, flip: augmentation: shifts of up to so many pixels, mirror images.
         calib: batches that recipes score with.
         bf16: train in bfloat16 autocast.
+        channels_last: convolutions lie channels last in memory: faster on the CPU where pooling takes its time (VGG),
+            not for ResNets (`benchmarks/lab.py`).
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -53,6 +55,7 @@ class Problem(BaseModel):
     flip: bool = False
     calib: int = Field(default=2, ge=1)
     bf16: bool = False
+    channels_last: bool = False
 
     def dataset(self) -> Dataset:
         """The data, read once per process."""
@@ -74,10 +77,7 @@ class Problem(BaseModel):
         return len(self.train()) // self.batch
 
     def initial(self, seed: int) -> nn.Module:
-        """The network with the initial weights of a seed; torch's generator is left as it was.
-
-        Convolutions lie channels last in memory, which is faster on the CPU (`benchmarks/lab.py`).
-        """
+        """The network with the initial weights of a seed; torch's generator is left as it was."""
         found = self.dataset()
         with torch.random.fork_rng(devices=()):
             torch.manual_seed(seed)
@@ -85,7 +85,9 @@ class Problem(BaseModel):
             made = zoo.build(
                 self.network, num_classes=found.num_classes, in_channels=channels, **_fitted(self, found.size)
             )
-        return made.to(memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
+        if self.channels_last:
+            made.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        return made
 
     def optimizer(self, parameters: list[nn.Parameter], rate: float) -> torch.optim.Optimizer:
         """SGD at this problem's settings; vectors (biases, normalization) do not decay."""
@@ -154,7 +156,7 @@ def _fitted(problem: Problem, size: int) -> dict[str, Any]:
 
 
 _LENET = partial(Problem, network="lenet300", data="fashion-mnist", rates=(0.1, 0.02))
-_TINY = partial(Problem, network="vgg_tiny", data="fashion-mnist", rates=(0.1, 0.02))
+_TINY = partial(Problem, network="vgg_tiny", data="fashion-mnist", rates=(0.1, 0.02), channels_last=True)
 _QUALITATIVE = "directions of qualitative claims on small problems; no reproduction of any table"
 
 TIERS: Mapping[str, Tier] = MappingProxyType(
