@@ -18,7 +18,7 @@ ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1
 MAKEFLAGS += --no-print-directory
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help quickstart test test-all lint types unit fuzz networks lm format docs bench clean
+.PHONY: help quickstart test test-all lint types unit fuzz networks lm desk format docs bench clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -55,6 +55,14 @@ networks: $(VENV)/.dev  ## prune the listed networks that have no result yet, an
 
 lm: $(VENV)/.dev  ## train the small language model that pruning is measured on, to build/lm (some minutes)
 	$(BIN)/python benchmarks/lm.py --train $(ARGS)
+
+desk: $(VENV)/.dev  ## make the runs that the survey's comparisons lack at the desk tier, and report: results/desk (hours)
+	@mkdir -p results/desk
+	@for job in $$(seq $(JOBS)); do \
+	  $(ONE_THREAD) $(BIN)/prunus contrast run $(ARGS) --tier desk --store results/desk/runs.db & \
+	done; wait
+	$(BIN)/prunus contrast report $(ARGS) --tier desk --store results/desk/runs.db --out results/desk
+	$(BIN)/prunus runs export results/desk/runs.parquet --store results/desk/runs.db
 
 format: $(VENV)/.dev  ## let ruff mend what it can
 	$(BIN)/ruff check --fix .

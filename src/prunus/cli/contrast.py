@@ -322,6 +322,7 @@ def _print(sheets: list[Sheet], tier: Tier) -> None:
 
     from prunus.lab.contrast.fairness import warnings
 
+    said: dict[str, list[str]] = {}
     for one in sheets:
         table = Table(
             "claim", "found", "verdict", "seeds", title=f"{one.contrast.title} (survey {one.contrast.section})"
@@ -330,5 +331,8 @@ def _print(sheets: list[Sheet], tier: Tier) -> None:
             table.add_row(row["claim"], row["found"], row["verdict"], str(row["seeds"]))
         console().print(table)
         for line in (*one.unequal(), *warnings(one.contrast, tier)):
-            say(f"warning: {line}")
+            said.setdefault(line, []).append(one.contrast.name)
+    for line, about in said.items():
+        which = "" if len(about) == len(sheets) else f" ({', '.join(about)})"
+        say(f"warning: {line}{which}")
     say(f"tier {tier.name}: {tier.says}")
