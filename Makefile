@@ -7,6 +7,8 @@ JOBS ?= 2
 SLOW ?= -m 'not slow'
 # networks that `make fuzz` makes up
 N ?= 2000
+# the comparisons of section 7 that `make desk` runs (two hours on two cores); empty runs all that there are
+CONTRASTS ?= structure pace data weights recovery pattern depth ablation
 # arguments for `prunus quickstart` and for pytest:  make quickstart ARGS=--download   make unit ARGS='-k snip'
 ARGS ?=
 
@@ -56,12 +58,12 @@ networks: $(VENV)/.dev  ## prune the listed networks that have no result yet, an
 lm: $(VENV)/.dev  ## train the small language model that pruning is measured on, to build/lm (some minutes)
 	$(BIN)/python benchmarks/lm.py --train $(ARGS)
 
-desk: $(VENV)/.dev  ## make the runs that the survey's comparisons lack at the desk tier, and report: results/desk (hours)
+desk: $(VENV)/.dev  ## make the runs that the survey's comparisons still lack at the desk tier, and report: results/desk
 	@mkdir -p results/desk
 	@for job in $$(seq $(JOBS)); do \
-	  $(ONE_THREAD) $(BIN)/prunus contrast run $(ARGS) --tier desk --store results/desk/runs.db & \
+	  $(ONE_THREAD) $(BIN)/prunus contrast run $(CONTRASTS) --tier desk --store results/desk/runs.db & \
 	done; wait
-	$(BIN)/prunus contrast report $(ARGS) --tier desk --store results/desk/runs.db --out results/desk
+	$(BIN)/prunus contrast report $(CONTRASTS) --tier desk --store results/desk/runs.db --out results/desk
 	$(BIN)/prunus runs export results/desk/runs.parquet --store results/desk/runs.db
 
 format: $(VENV)/.dev  ## let ruff mend what it can

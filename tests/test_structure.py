@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Iterator
+from graphlib import TopologicalSorter
 from pathlib import Path
 from typing import NamedTuple
 
@@ -171,6 +172,13 @@ def test_imports_point_one_way(file: Path) -> None:
 @each([file for file in FILES if home(file).startswith("parts.")])
 def test_no_slot_imports_another(file: Path) -> None:
     assert [str(found) for found in across_slots(file)] == []
+
+
+def test_the_streaming_of_folders_builds_upwards() -> None:
+    """Its modules import each other one way."""
+    modules = {".".join(f.relative_to(SOURCE).with_suffix("").parts): f for f in FILES if home(f) == "stream"}
+    needs = {m: {n for i in imports(f) for n in modules if within(i.module, n)} - {m} for m, f in modules.items()}
+    assert set(TopologicalSorter(needs).static_order()) == set(modules)
 
 
 @each([file for file in FILES if package(home(file)) not in KNOW_METHODS])

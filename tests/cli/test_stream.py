@@ -68,6 +68,13 @@ def test_half_and_a_pattern(folder: Path, tmp_path: Path) -> None:
     }
 
 
+def test_densities_that_go_by_the_loss_go_by_that_of_the_text(folder: Path, tmp_path: Path) -> None:
+    calib = ["--calib", folder.parent / "text.txt", "--samples", 2, "--together", 2, "--length", 16]
+    found = told("prune", f"hf:{folder}", "-m", "ecoflap", *calib, "-o", tmp_path / "out", "--sparsity", 0.5)
+    shares = [sum(b["kept"].values()) / sum(b["units"].values()) for b in found["blocks"]]
+    assert found["sparsity"] == pytest.approx(0.5, abs=0.03) and shares[0] != shares[1]
+
+
 def test_a_plan_writes_nothing(folder: Path, tmp_path: Path) -> None:
     plan = told(*asked(folder, tmp_path / "out", "--sparsity", 0.5, "--dry-run"))
     assert "6 windows" in plan["calibration"] and not list(tmp_path.iterdir())

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 import prunus
 from prunus import Event, Recipe, Result
-from prunus.core.part import Gate, Granularity
+from prunus.core.gate import Gate
+from prunus.core.part import Granularity
 from prunus.parts.gate import Arm, HardConcrete
 from prunus.parts.schedule import Iterative
 from tests.contract.models import CASES, Case

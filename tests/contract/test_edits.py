@@ -23,6 +23,7 @@ UNREAD = [
     "activation_distilled",
     "aofp",
     "apoz",
+    "ato",
     "bonsai",
     "both_sides_norm",
     "c_obs",
@@ -94,7 +95,7 @@ ELEMENTS_ONLY = dict.fromkeys(
 )
 ELEMENTS_ONLY |= {"ria": "single weights", "sipp": "scores nothing here"}
 # Thresholds and powers of single weights.
-ELEMENTS_ONLY |= dict.fromkeys(("dst_thresholds", "pdp", "powerprop", "soft_threshold_str"), "single weights")
+ELEMENTS_ONLY |= dict.fromkeys(("dst_thresholds", "pdp", "powerprop", "pst", "soft_threshold_str"), "single weights")
 ELEMENTS_ONLY |= dict.fromkeys(("bayes_by_backprop", "variational_model_reduction"), "single weights")
 
 

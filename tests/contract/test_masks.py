@@ -34,16 +34,19 @@ from tests.contract.runs import (
 EVERY = pytest.mark.parametrize(("name", "network"), PAIRS)
 
 
-# Draws that only estimate something: on networks of clear-cut layers they come to the same.
+# Draws that only estimate something: on networks of clear-cut layers they come to the same. Factors that only training
+# takes off zero: without it they do not count.
 ESTIMATES = {("information_concentration", name) for name in ("mlp", "decoder", "moe")}
+ESTIMATES |= {("pst", name) for name in CASES}
 DRAWN = [p for p in PAIRS if (p[1] == "cnn" or random_parts(recipe(p[0]))) and p not in ESTIMATES]
 
 
 @pytest.mark.parametrize(("name", "network"), DRAWN)
 def test_the_seed_matters_to_random_recipes_and_to_no_others(name: str, network: str) -> None:
-    found = recipe(name)
-    other = pruned(found, CASES[network], seed=1)
-    assert same(other.masks, one_shot(name, network).masks) != random_parts(found)
+    found, first = recipe(name), one_shot(name, network).masks
+    seeds = range(1, 6 if random_parts(found) else 2)  # of a few heads one seed in two may choose the same
+    others = (pruned(found, CASES[network], seed=seed).masks for seed in seeds)
+    assert any(not same(other, first) for other in others) == random_parts(found)
 
 
 def kept_of(units: int, density: float, rounding: str) -> int:

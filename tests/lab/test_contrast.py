@@ -6,6 +6,7 @@ import json
 import os
 import random
 import signal
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -368,6 +369,25 @@ def test_a_cluster_of_this_machine_makes_every_run_once(tmp_path: Path) -> None:
     assert table(store) == table(here_alone)
     with pytest.raises(SpecError, match="PostgreSQL"):
         sweep([found], QUICK, store, engine="ray", address="10.0.0.1:6379")
+
+
+@pytest.mark.slow
+def test_a_run_that_kills_its_worker_has_failed_and_the_sweep_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("ray")
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(p or "." for p in sys.path))  # workers find the tests
+    store = Store(tmp_path / "runs.db")
+    dense = Contrast(name="dense", title="", section="", question="?", arms=(PAIR.arm("dense"),), claims=())
+    deadly = MICRO.model_copy(
+        update={"name": "deadly", "network": "tests.lab.killed:network", "options": {}, "rates": (0.1,)}
+    )
+    tier = SMALL.model_copy(update={"problems": (deadly, MICRO), "seeds": (0,)})
+    counts = sweep([dense], tier, store, engine="ray", jobs=2)
+    assert (counts.failed, counts.done) == (1, 2) and "was killed 3 times" in counts.errors[0]
+    assert ["3 processes that made it were killed" in r.trace for r in store.rows(status="failed")] == [True]
+    assert sheet(dense, tier, store).due() == []
+    store.close()
 
 
 @pytest.mark.slow

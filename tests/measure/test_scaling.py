@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from prunus.core.errors import SpecError
-from prunus.measure import ScalingLaw, fit_scaling_law
+from prunus.measure import ScalingLaw, fit_scaling_law, scaling_intervals
 
 GRID = [0.8**k for k in range(28)]
 
@@ -34,6 +34,22 @@ def test_noise_moves_the_law_a_little() -> None:
     found = fit_scaling_law(GRID, errors, dense=0.06)
     assert found.high == pytest.approx(0.9, rel=0.1) and found.gamma == pytest.approx(1.2, rel=0.15)
     assert 0.01 < found.residual < 0.03
+
+
+def test_intervals_hold_the_law_and_narrow_with_the_noise() -> None:
+    draw, widths = np.random.default_rng(1), []
+    for spread in (0.002, 0.03):
+        noise = draw.normal(1.0, spread, len(GRID))
+        errors = [complex_law(d, 0.06, 0.9, 1.2, 0.003) * n for d, n in zip(GRID, noise, strict=True)]
+        law = fit_scaling_law(GRID, errors, dense=0.06)
+        found = scaling_intervals(law, GRID, errors, share=0.98, resamples=30)
+        assert all(found[n][0] <= getattr(law, n) <= found[n][1] for n in ("high", "gamma", "p"))
+        widths.append(found["gamma"][1] - found["gamma"][0])
+        assert abs(law.gamma - 1.2) < widths[-1]
+    assert widths[0] < widths[1] / 3
+    assert scaling_intervals(law, GRID, errors, share=0.98, resamples=30) == found
+    with pytest.raises(SpecError, match="resamples"):
+        scaling_intervals(law, GRID, errors, resamples=3)
 
 
 def test_low_middle_and_high_density_are_flat_a_power_and_flat() -> None:

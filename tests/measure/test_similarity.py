@@ -38,3 +38,16 @@ def test_choices_of_different_groups_are_refused() -> None:
         measure.jaccard({"a": mask(1)}, {"a": mask(1), "b": mask(1)})
     with pytest.raises(SpecError, match="another shape"):
         measure.jaccard({"a": mask(1)}, {"a": mask(1, size=4)})
+
+
+def test_chance_is_what_independent_choices_come_to() -> None:
+    draw = torch.Generator().manual_seed(3)
+
+    def masks() -> dict[str, torch.Tensor]:
+        return {n: torch.rand(200_000, generator=draw) < d for n, d in (("a", 0.9), ("b", 0.1))}
+
+    one, other = masks(), masks()
+    assert measure.chance(one, other) == pytest.approx(measure.jaccard(one, other), abs=5e-3)
+    # Within a group of density d it is d / (2 - d); layers that agree about densities are not alike by that alone.
+    assert measure.chance({"a": one["a"]}, {"a": other["a"]}) == pytest.approx(0.9 / 1.1, abs=5e-3)
+    assert measure.chance({"a": mask()}, {"a": mask()}) == 1.0

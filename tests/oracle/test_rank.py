@@ -123,7 +123,8 @@ def test_what_cannot_be_taken_stays() -> None:
     with pytest.raises(SpecError, match="finds no layer"):
         Factorize()(nn.ReLU(), None)
     assert isinstance(Factorize(exclude=("0",))(nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3)), None)[0], nn.Linear)
-    assert type(Factorize(skip_last=True)(nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3)), None)[1]) is nn.Linear
+    last = Factorize(skip_last=True)(nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3)), None)
+    assert type(last[1]) is nn.Linear and type(Factorize(skip_last=True)(last, None)[1]) is nn.Linear
 
 
 def test_a_layer_that_reads_weights_by_name_still_works() -> None:

@@ -53,8 +53,9 @@ def by_hand(
 def starts(net: nn.Module, task: Task, lora: LoRA, seed: int, masks: dict[str, Tensor]) -> dict[str, Tensor]:
     """What the adapters' A are drawn as."""
     from prunus.core.layer import Site
+    from prunus.engine.score import seeded
 
-    generator = torch.Generator().manual_seed(seed)
+    generator = seeded(seed)
     drawn = int(torch.randint(2**31, (1,), generator=generator))
     with torch.random.fork_rng(devices=[]), adapted(lora, Site(net, task, (), masks, generator), drawn) as found:
         return {f"{n}.weight": a.lora_A["default"].weight.detach().clone() for n, a in found.items()}

@@ -18,7 +18,10 @@ from tests import conftest  # noqa: F401 (what transformers needs here)
 from tests.stream.test_folder import batches_for
 
 WORLD = 2
-CASES = (("magnitude_uniform", "llama"), ("wanda", "llama"), ("sparsegpt", "llama"), ("wanda", "mixtral"))
+CASES = (
+    *(("magnitude_uniform", "llama"), ("wanda", "llama"), ("sparsegpt", "llama"), ("owl", "llama")),
+    ("wanda", "mixtral"),
+)
 
 
 def data(kind: str) -> list[Any]:

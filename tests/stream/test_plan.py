@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -61,6 +62,33 @@ def test_surgeon_and_experts(tmp_path: Path) -> None:
     dense = plan(folder, "magnitude_uniform", samples=6, length=12, rates=RATES)
     assert dense.gram == {} and dense.peak < stacked.peak
     assert dict(lines(stacked))["method"] == "sparsegpt on 72 tokens"
+
+
+def test_passes_ahead(tmp_path: Path) -> None:
+    """They read as much more as they do, run the model as often as they do, and are told in the hours."""
+    _, folder = saved("llama", tmp_path / "dense")
+    block = 4 * (4 * 24 * 24 - 2 * 12 * 24 + 3 * 24 * 40 + 2 * 24)
+    outside = Checkpoint(folder).bytes - 3 * block
+    plain = plan(folder, "wanda", samples=6, length=12, rates=RATES)
+    once, scored = plain.forward / 2, 3 * (4 * 24 * 24 - 2 * 12 * 24 + 3 * 24 * 40)
+    values = 3 * (2 * (8 / 3 * 24**3) + 2 * (4 * 24 * 12**2 - 4 / 3 * 12**3) + 3 * (4 * 40 * 24**2 - 4 / 3 * 24**3))
+    expected = {
+        "owl": {"bytes": 3 * block, "forward": 2 * once, "spectra": 0, "scored": 2 * scored},
+        "alpha_pruning": {"bytes": 3 * block, "forward": 0, "spectra": values, "scored": 0},
+        "ecoflap": {"bytes": 9 * block, "forward": 3 * 14 * once, "spectra": 0, "scored": 0},
+    }
+    batches = [b | {"labels": b["input_ids"]} for b in batches_for("llama")]
+    read = prune_folder(folder, tmp_path / "wanda", "wanda", batches, sparsity=0.5).read
+    for name, ahead in expected.items():
+        found = plan(folder, name, samples=6, length=12, rates=replace(RATES, spectra=13.0))
+        assert found.ahead == pytest.approx(ahead)
+        took = [ahead["forward"] / 2, ahead["spectra"] / 13, ahead["scored"] / 7, ahead["bytes"] / 11]
+        assert found.seconds == pytest.approx(plain.seconds | {"ahead": sum(took)})
+        assert found.waiting == plain.waiting * (14 if name == "ecoflap" else 1)
+        passes = {"owl": 1, "alpha_pruning": 0, "ecoflap": 3}[name]  # in which what lies outside is read as well
+        more = prune_folder(folder, tmp_path / name, name, batches[:1], sparsity=0.5).read - read
+        assert more == ahead["bytes"] + passes * outside
+        assert "more to read" in dict(lines(found))["a pass ahead"]
 
 
 def test_what_has_no_plan(tmp_path: Path) -> None:

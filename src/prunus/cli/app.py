@@ -8,6 +8,7 @@ import typer
 
 import prunus
 from prunus.cli import (
+    analyze,
     compare,
     contrast,
     evaluate,
@@ -65,5 +66,6 @@ for _name, _command in (
 ):
     app.command(_name)(guarded(_command))
 
+app.add_typer(analyze.app, name="analyze")
 app.add_typer(contrast.app, name="contrast")
 app.add_typer(runs.app, name="runs")

@@ -53,6 +53,7 @@ def list_(json: Json = False) -> None:
         emit(
             {
                 "contrasts": [_told(c) for c in found],
+                "missing": dict(contrast.MISSING),
                 "tiers": [t.model_dump(mode="json") for t in contrast.TIERS.values()],
             }
         )
@@ -63,6 +64,8 @@ def list_(json: Json = False) -> None:
     for c in found:
         table.add_row(c.name, c.section, c.question, str(len(c.arms)), str(len(c.claims)))
     console().print(table)
+    for what, why in contrast.MISSING.items():
+        console().print(f"[bold]none[/] for {what}: {why}")
     for tier in contrast.TIERS.values():
         problems = ", ".join(p.name for p in tier.problems)
         console().print(f"[bold]{tier.name}[/]: {problems}; {len(tier.seeds)} seed(s); {tier.says}")

@@ -7,9 +7,9 @@ from typing import Annotated
 
 import typer
 
-from prunus.cli.networks import Built
+from prunus.cli.networks import Built, folders_of
 from prunus.cli.output import DryRun, Json, Seed, console, emit, planned, say
-from prunus.core.errors import SpecError, require
+from prunus.core.errors import require
 
 
 def evaluate(
@@ -33,10 +33,7 @@ def evaluate(
     json: Json = False,
 ) -> None:
     """Scores on tasks of the language model evaluation harness (pip install 'prunus\\[evaluate]')."""
-    folders = [Path(n.removeprefix("hf:")).expanduser() for n in networks]
-    wrong = [n for n, f in zip(networks, folders, strict=True) if not n.startswith("hf:") or not f.is_dir()]
-    if wrong:
-        raise SpecError(f"{', '.join(wrong)}: the harness asks folders of transformers models, hf:FOLDER")
+    folders = folders_of(networks, "the harness asks folders of transformers models")
     named = [t for t in (t.strip() for t in tasks.split(",")) if t]
     if dry_run:
         told = {"networks": networks, "tasks": named, "shots": shots, "limit": limit}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -106,6 +106,16 @@ class Built:
         if self.checkpoint is not None:
             load_weights_(model, self.checkpoint)
         return model
+
+
+def folders_of(networks: Iterable[str], what: str) -> list[Path]:
+    """The folders of transformers models that hf:FOLDER names. Errors: `SpecError`, "NAMES: `what`, hf:FOLDER", with
+    all that are none.
+    """
+    pairs = [(n, Path(n.removeprefix("hf:")).expanduser()) for n in networks]
+    if wrong := [n for n, folder in pairs if not n.startswith("hf:") or not folder.is_dir()]:
+        raise SpecError(f"{', '.join(wrong)}: {what}, hf:FOLDER")
+    return [folder for _, folder in pairs]
 
 
 def options_of(classes: int | None, width: float | None, more: list[str] | None) -> dict[str, Any]:

@@ -7,11 +7,10 @@ from typing import Annotated
 
 import typer
 
-from prunus.cli.networks import Built
+from prunus.cli.networks import Built, folders_of
 from prunus.cli.output import DryRun, Json, Seed, console, emit, planned, say
 from prunus.cli.setting import Pattern
 from prunus.cli.stream import sizes
-from prunus.core.errors import SpecError
 
 
 def perplexity(
@@ -39,10 +38,7 @@ def perplexity(
     from prunus import measure
     from prunus.lab.data.calibration import read
 
-    folders = [Path(n.removeprefix("hf:")).expanduser() for n in networks]
-    wrong = [n for n, f in zip(networks, folders, strict=True) if not n.startswith("hf:") or not f.is_dir()]
-    if wrong:
-        raise SpecError(f"{', '.join(wrong)}: perplexity is measured of folders of transformers models, hf:FOLDER")
+    folders = folders_of(networks, "perplexity is measured of folders of transformers models")
     length = length or min(2048, sizes(folders[0])[1])
     found = read(text, tokenizer=tokenizer or folders[0], pattern=pattern)
     if dry_run:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from prunus.cli.networks import Network
+from prunus.cli.networks import Network, folders_of
 from prunus.cli.output import Json, console, emit
 from prunus.core.errors import SpecError
 
@@ -31,10 +30,8 @@ def plan(
     from prunus.stream.plan import Rates, described, lines, measured_rates
     from prunus.stream.plan import plan as planned
 
-    prefix, _, name = network.partition(":")
-    folder, recipe = Path(name).expanduser(), methods.get(method)
-    if prefix != "hf" or not folder.is_dir():
-        raise SpecError(f"plans are for folders of transformers models, hf:FOLDER; {network} is none")
+    (folder,) = folders_of([network], "plans are for folders of transformers models")
+    recipe = methods.get(method)
     if not isinstance(recipe, Recipe):
         raise SpecError(f"{method} is a procedure, which wants the whole model: there is no plan for it")
     if flops is None:

@@ -67,8 +67,8 @@ def setup_from(
             f"that shape. Put `def small(): return prunus.load({str(built.saved)!r}, dense_factory)` into a module of "
             f"yours and give module:small as the network; or start from the checkpoint that it was pruned from"
         )
-    dataset = _data(built, data, root, download=download, pattern=pattern, length=length)
-    for key, value in _fitting(built.name, dataset).items():
+    dataset = data_for(built, data, root, download=download, pattern=pattern, length=length)
+    for key, value in fitting(built.name, dataset).items():
         built.options.setdefault(key, value)
     model = built.model()
     trained = built.checkpoint is not None
@@ -94,7 +94,10 @@ def session_of(setup: Setup, recipe: Recipe, budget: Budget, steps: int) -> Sess
     return Session(setup.source(recipe), recipe, setup.task(budget), budget, steps=steps, seed=setup.seed)
 
 
-def _data(built: Built, data: str, root: Path | None, *, download: bool, pattern: str, length: int | None) -> Dataset:
+def data_for(
+    built: Built, data: str, root: Path | None, *, download: bool, pattern: str, length: int | None
+) -> Dataset:
+    """The data set, of the kind that a network takes."""
     from prunus.lab import data as sets
     from prunus.lab import zoo
 
@@ -111,7 +114,7 @@ def _data(built: Built, data: str, root: Path | None, *, download: bool, pattern
     return dataset
 
 
-def _fitting(name: str, dataset: Dataset) -> dict[str, Any]:
+def fitting(name: str, dataset: Dataset) -> dict[str, Any]:
     """The options by which a network is fitted to a data set, as far as it has them."""
     from prunus.lab import zoo
 

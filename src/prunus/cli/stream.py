@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from prunus.cli.networks import folders_of
 from prunus.cli.output import console, emit, planned, say, told_warnings
 from prunus.core.errors import SpecError
 
@@ -91,10 +92,7 @@ def streamed(
     from prunus.stream import prune_folder
     from prunus.stream.processes import joined
 
-    prefix, _, name = network.partition(":")
-    folder = Path(name).expanduser()
-    if prefix != "hf" or not folder.is_dir():
-        raise SpecError(f"--calib is for folders of transformers models, hf:FOLDER; {network} is none")
+    (folder,) = folders_of([network], "--calib is for folders of transformers models")
     if isinstance(recipe, Procedure):
         raise SpecError(f"{recipe.name} is a procedure, which wants the whole model: load it and prune it in memory")
     vocabulary, longest = sizes(folder)
@@ -112,7 +110,10 @@ def streamed(
         told = {"network": network, "method": recipe.name, "calibration": str(drawn), "out": str(out)}
         planned(json, told, f"would prune {folder} by {recipe.name} on {drawn} and write {out}")
         return
-    batches = [{"input_ids": ids} for ids in drawn.batches]
+    # The loss of a language model, where densities go by it, is that of predicting its own text.
+    by_loss = any(e.reads == "labels" for e in recipe.allocate.foresees().values())
+    names = ("input_ids", "labels") if by_loss else ("input_ids",)
+    batches = [dict.fromkeys(names, ids) for ids in drawn.batches]
     with joined(device) as rank, told_warnings(), _bar(recipe.name) as on_block:
         made = prune_folder(
             folder,

@@ -46,7 +46,7 @@ class Sources:
         step: optimizer steps since the beginning.
         rate: the learning rate of the step at hand; None outside of training.
         momenta: what the optimizer has averaged gradients to, by parameter name.
-        density: what the allocation that asks is to keep, as a fraction.
+        density: what the allocation that asks is to keep, as a fraction; of other parts, what the next event keeps.
         blocks: the block in which a group lies, by group name; there where evidence asks for it (`blocks = True`),
             empty where the model has fewer than two.
         known: what was collected of the asking criterion's evidence before, by parameter name of its `__call__`.

@@ -10,7 +10,7 @@ from dataclasses import fields, is_dataclass
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar, cast
 
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from prunus.core.errors import SpecError, UnknownNameError
@@ -20,14 +20,16 @@ from prunus.core.needs import needs as needs
 
 if TYPE_CHECKING:
     from prunus.core.evidence import Evidence
-    from prunus.core.gate import Moment
     from prunus.core.layer import Choose, Layer, Site, Update
 
 Scores = Mapping[str, Float[Tensor, "*units"]]
 Masks = dict[str, Bool[Tensor, "*units"]]
+Thetas = Mapping[str, Float[Tensor, "..."]]
 Space = Mapping[str, Group]
 Reduce = Literal["sum", "mean", "l2", "max"]
 P = TypeVar("P", bound="Part")
+SLOTS: dict[str, type["Part"]] = {}
+"""Slot -> the class that its parts derive from; those derive from `Part` themselves, which puts them here."""
 
 
 class Part:
@@ -39,7 +41,9 @@ class Part:
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        if cls.slot and not inspect.isabstract(cls) and "__call__" in dir(cls) and Part not in cls.__bases__:
+        if Part in cls.__bases__ and cls.slot:
+            SLOTS[cls.slot] = cls
+        elif cls.slot and not inspect.isabstract(cls) and "__call__" in dir(cls):
             Part._registry.setdefault(cls.slot, {})[cls.__name__] = cls
 
     def asks(self) -> Mapping[str, "Evidence"]:
@@ -198,6 +202,10 @@ class Allocation(Part):
         """The same with every layer's density written down; `there`: how many units of a group are left."""
         return self
 
+    def inside(self, path: str) -> "Allocation":
+        """The same for a module as a model of its own: of what it says of layers by name, what lies in there."""
+        return self
+
     def afford(self, scores: Scores, keep: float, space: Space, **evidence: Any) -> Masks:
         """The masks that leave at most the share `keep` of the dense model's cost in the currency that it pays."""
         raise SpecError(f"{type(self).__name__} meets no budget by itself")
@@ -212,129 +220,13 @@ class Schedule(Part):
         raise SpecError(f"{type(self).__name__} gives no events")
 
 
-class Gate(Part):
-    """Learned masks: one number theta per unit, trained beside (or instead of) the weights, in the network's graph.
-
-    `(**evidence) -> theta`: what they start from; `[*units]` or `[*units, 1]`, or any other shape of which `value` and
-    `worth` make `[*units]` (a threshold per row, two moments or six candidates per unit). Evidence as for a criterion.
-    The other methods say what is made of them. All are pure, and differentiable where theta is to be trained through
-    them.
-
-    While a session is attached, a gated weight w is used as `weight(w, value)`. The value of a single weight is its own
-    gate's; that of a unit (channel, neuron, head) multiplies what it is read with, the slices of the role `in`, so that
-    it acts after normalizations and nonlinearities; that of a residual branch what the branch ends in. After the last
-    event weights are what the network was computed with, pruned units are zero, and the gates are gone.
-    `prunus.engine.gating` trains them.
-
-    Attributes:
-        trained: False for gates that hold nothing to be trained: the recipe's criterion scores the weights behind them,
-            which pruning leaves as they are until the last event.
-        freezes: all parameters of the model stay as they are while the gates are trained.
-        selects: `moment.keep` is chosen anew every `every` steps, by the gates' worth, or by the recipe's criterion
-            where they are not trained. Cost: one allocation each time. Otherwise it is what the last event kept.
-        samples: how many draws of `moment.noise` it wants for every step; several lie along a first axis.
-        sees: `value`, `penalty`, `open` and `restarted` want `moment.w`.
-        evaluates: `estimated` is asked for gradients, once per step.
-    """
-
-    slot: ClassVar[str] = "gate"
-    trained: ClassVar[bool] = True
-    freezes: ClassVar[bool] = False
-    selects: ClassVar[bool] = False
-    samples: ClassVar[int] = 0
-    sees: ClassVar[bool] = False
-    evaluates: ClassVar[bool] = False
-    every: int = 1
-    __call__: Callable[..., Tensor]
-
-    def entered(self, w: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
-        """What lies behind the gates in the place of a weight when they are put in (for other parametrizations)."""
-        return w
-
-    def value(self, theta: Float[Tensor, "..."], moment: "Moment") -> Float[Tensor, "..."]:
-        """What a unit is multiplied by: `[*units]`, or what broadcasts to it."""
-        return theta
-
-    def values(
-        self, thetas: Mapping[str, Float[Tensor, "..."]], moments: Mapping[str, "Moment"]
-    ) -> Mapping[str, Float[Tensor, "..."]]:
-        """The same of all groups, for gates whose units compete across them; worked out once per step if overridden."""
-        return {n: self.value(t, moments[n]) for n, t in thetas.items()}
-
-    def weight(self, w: Float[Tensor, "..."], value: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
-        """What the network computes with, given the values of its weight's entries."""
-        return w * value
-
-    def penalty(self, thetas: Mapping[str, Float[Tensor, "..."]], moment: "Moment") -> Float[Tensor, ""] | None:
-        """A term of the loss, of all groups at once, counted once per step; None for none."""
-        return None
-
-    def duals(self, groups: int) -> tuple[float, ...]:
-        """Numbers that are carried from step to step (multipliers of constraints), as `moment.duals`: their start."""
-        return ()
-
-    def ascended(
-        self, duals: Float[Tensor, "n"], thetas: Mapping[str, Float[Tensor, "..."]], moment: "Moment"
-    ) -> Float[Tensor, "n"]:
-        """These numbers for the next step, at the thetas with which the step at hand was made."""
-        return duals
-
-    def estimated(
-        self,
-        loss: Callable[[Mapping[str, Tensor]], float],
-        thetas: Mapping[str, Float[Tensor, "..."]],
-        moments: Mapping[str, "Moment"],
-    ) -> tuple[Mapping[str, Float[Tensor, "..."]], Float[Tensor, "n"] | None]:
-        """Gradients of thetas from the loss alone, without differentiating it, and duals (None: as they were): `loss`
-        runs the next calibration batch with the values that it is given, group by group. A moment for every group.
-        """
-        return {}, None
-
-    def projected(self, theta: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
-        """Theta after a step, put back where it may lie."""
-        return theta
-
-    def confined(
-        self, thetas: Mapping[str, Float[Tensor, "..."]], moment: "Moment"
-    ) -> Mapping[str, Float[Tensor, "..."]]:
-        """All thetas after a step, put back where they may lie together."""
-        return {n: self.projected(t) for n, t in thetas.items()}
-
-    def restarted(self, theta: Float[Tensor, "..."], moment: "Moment") -> Float[Tensor, "..."]:
-        """Theta after a step, `projected`, where it has to begin anew: a layer that it would leave nothing of."""
-        return theta
-
-    def wider(self, density: float) -> float | None:
-        """The density of a second, wider choice: `moment.wide`, made whenever `moment.keep` is; None for none."""
-        return None
-
-    def renewed(self, theta: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
-        """Theta for the next round, after an event that is not the last and does not only mark."""
-        return theta
-
-    def worth(self, theta: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
-        """What `GateValue` evidence tells a criterion, `[*units]`; higher = keep."""
-        return theta
-
-    def open(self, theta: Float[Tensor, "..."], moment: "Moment") -> Bool[Tensor, "..."] | None:
-        """The units that the gates would keep by themselves, without a budget; None where they do not say."""
-        return None
-
-    def rate(self, progress: float) -> float:
-        """The factor of the gates' learning rate."""
-        return 1.0
-
-    def optimizer(self, parameters: list[Any]) -> Any:
-        """The torch optimizer that trains the gates."""
-        raise SpecError(f"{type(self).__name__} does not say what trains its gates")
-
-
 class Reconstruction(Part):
     """`(layer, choose) -> update`: new weights of one linear map, so that it computes what it did before.
 
     layer: see `prunus.core.layer.Layer`. choose: which weights stay, given scores of a block of columns, at the share
     that the allocation gave the layer; a reconstruction that does not select takes `layer.keep` as it is.
     `chooses`: it selects single weights anew, so that of masks only the number in each row, block or layer counts.
+    One that goes by more than a layer's inputs asks for it (`asks`), and `moved` takes the place of the call.
     """
 
     slot: ClassVar[str] = "reconstruct"
@@ -342,6 +234,18 @@ class Reconstruction(Part):
 
     def __call__(self, layer: "Layer", choose: "Choose") -> "Update":
         raise SpecError(f"{type(self).__name__} rebuilds nothing")
+
+    def asks(self) -> Mapping[str, "Evidence"]:
+        """What `moved` wants to be told, by parameter: evidence of the model before anything is removed."""
+        return {}
+
+    def moved(
+        self, w: Float[Tensor, "n"], at: Int[Tensor, "units k"], gone: Bool[Tensor, "units"], **evidence: Any
+    ) -> Float[Tensor, "n"]:
+        """New weights of a parameter that makes units, flat, when those that are `gone` go; `at`: where the weights of
+        a unit are in it. What is gone is zeroed afterwards.
+        """
+        return w
 
 
 class Preparation(Part):
@@ -388,10 +292,6 @@ class Recovery(Part):
     def loss(self, site: "Site", batch: Any) -> Tensor | None:
         """The loss to train with after the last event, or `throughout`; None for the task's own."""
         return None
-
-
-_SLOTS = (Granularity, Criterion, Growth, Redistribution, Penalty, Prox, Allocation, Schedule, Gate)
-SLOTS: dict[str, type[Part]] = {c.slot: c for c in (*_SLOTS, Reconstruction, Preparation, Recovery)}
 
 
 def plain_dataclass(part: Part) -> None:

@@ -6,11 +6,11 @@ from typing import Any, Literal
 
 from prunus.core.errors import SpecError
 from prunus.core.evidence import Reads
+from prunus.core.gate import Gate
 from prunus.core.part import (
     SLOTS,
     Allocation,
     Criterion,
-    Gate,
     Granularity,
     Growth,
     Part,
@@ -104,6 +104,8 @@ class Recipe:
             return f"{type(self.schedule).__name__} does more than prune"
         if self.scope == "global":
             return f"with {type(self.allocate).__name__} units of all layers compete: take allocate=Uniform()"
+        if "labels" in self._rebuilt_from():
+            return f"{type(self.reconstruct).__name__} needs the loss, which is behind the last block"
         ahead = self.allocate.foresees()
         if any(e.reads == "labels" for n, e in self.allocate.asks().items() if n not in ahead):
             return f"{type(self.allocate).__name__} needs the loss, which is behind the last block"
@@ -160,7 +162,7 @@ class Recipe:
     def reads(self) -> Reads:
         """The most that any part reads: nothing, inputs, or labels (through the loss)."""
         parts = (self.criterion, self.start, self.grow, self.redistribute, self.penalty, self.prox, self.allocate)
-        also: list[Reads] = [] if self.reconstruct is None else ["inputs"]
+        also = self._rebuilt_from()
         taught = self.recover is not None and self.recover.throughout
         also += [] if self.gate is None or taught else ["labels"]
         also += [] if self.prepare is None else [self.prepare.reads]
@@ -171,9 +173,15 @@ class Recipe:
         """The most that scoring, allocating and rebuilding read of the calibration data; growth goes by the gradients
         of training instead.
         """
-        also: list[Reads] = [] if self.reconstruct is None else ["inputs"]
+        also = self._rebuilt_from()
         also += [] if self.prepare is None else [self.prepare.reads]
         return _most(self.criterion, self.start, self.allocate, also=also)
+
+    def _rebuilt_from(self) -> list[Reads]:
+        """What the reconstruction reads."""
+        if self.reconstruct is None:
+            return []
+        return [e.reads for e in self.reconstruct.asks().values()] or ["inputs"]
 
     @property
     def data_free(self) -> bool:

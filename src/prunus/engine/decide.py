@@ -58,6 +58,7 @@ def sources_of(session: "Session", part: Part, gradients: Mapping[str, Tensor] |
         sources.momenta = session.momenta()
     sources.progress, sources.step, sources.age = progress(session), session.step, session.step - begun(session)
     sources.left = max(0, upcoming(session, marks=False).step - session.step)
+    sources.density = upcoming(session).density
     sources.choose = lambda scores: wanted(session, scores)
     if session.gating is not None and any(getattr(e, "gates", False) for e in asked):
         sources.gates = session.gating.worth()

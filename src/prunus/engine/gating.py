@@ -16,14 +16,14 @@ from torch import Tensor, nn
 from prunus.core.counting import count
 from prunus.core.errors import SpecError
 from prunus.core.events import Event
-from prunus.core.gate import Moment
+from prunus.core.gate import Gate, Moment
 from prunus.core.groups import Group, Member
-from prunus.core.part import Gate, Masks
+from prunus.core.part import Masks
 from prunus.engine.apply_ import pack, unpack
 from prunus.engine.decide import progress, upcoming, wanted
 from prunus.engine.gated import gated, owned, reread, spread, wide
 from prunus.engine.hooks import calling_scaler
-from prunus.engine.score import acting, gates_of, make_sources, worth_of
+from prunus.engine.score import acting, behind, gates_of, make_sources, worth_of
 from prunus.parts.evidence.mode import evidence_mode
 
 if TYPE_CHECKING:
@@ -174,9 +174,7 @@ class Gating:
         """`[*units, k]`: the weights that produce a group's units, where the gate asks to see them."""
         if not self.part.sees:
             return None
-        group = next(g for g in self.session.groups if g.name == name)
-        parameters = {m.param: self.session.parameters[m.param].detach() for m in group.with_role("out")}
-        return group.views(group.with_role("out"), parameters)
+        return behind(next(g for g in self.session.groups if g.name == name), self.session.parameters)
 
     def step(self) -> None:
         """One step of the gates' own optimizer, by the gradients that the user's backward passes have left.
@@ -285,7 +283,8 @@ class Gating:
         known = self.reached or self.thetas.keys()
         if not self.part.trained:
             return {}
-        return worth_of(self.part, {n: t for n, t in self.thetas.items() if n in known}, self.session.groups)
+        thetas = {n: t for n, t in self.thetas.items() if n in known}
+        return worth_of(self.part, thetas, self.session.groups, self.session.parameters)
 
     @torch.no_grad()
     def open(self) -> float | None:

@@ -17,6 +17,7 @@ from prunus.core.layer import Choose, Layer, Update
 from prunus.core.part import Masks
 from prunus.core.rows import rows_top_k
 from prunus.engine.apply_ import apply_, parameter_masks
+from prunus.engine.decide import sources_of
 from prunus.engine.waves import Read, read_by, waves
 from prunus.parts.evidence.capture import Use
 
@@ -33,10 +34,13 @@ def rebuilt(session: "Session", masks: Masks) -> Masks:
     zeroed. Groups fed by the same tensor share a pass and its moments (`waves`), which changes no bit of the result.
     Cost: one forward over the calibration batches per wave, and float64 `[in, in]` per distinct input of a wave.
     Groups that nothing visible reads keep their masks without a reconstruction; a warning names them.
+    Where a reconstruction goes by more than inputs (`asks`), that is gathered instead, once, of the model as it was.
     Errors: `StructureError` where that is so for every group; `DataError` for NaN or infinite inputs.
     """
     part = session.recipe.reconstruct
     assert part is not None
+    if part.asks():
+        return moved(session, masks)
     done: Masks = dict(masks)
     unseen: list[str] = []
     bare: list[str] = []
@@ -48,6 +52,31 @@ def rebuilt(session: "Session", masks: Masks) -> Masks:
             apply_(session.parameters, parameter_masks([group], done, session.parameters))
     report(type(part).__name__, unseen, bare, sum(not full(m) for m in masks.values()))
     return done
+
+
+def moved(session: "Session", masks: Masks) -> Masks:
+    """The masks, after the recipe's reconstruction has moved the weights of each group by evidence of the whole model.
+
+    Groups of whose weights it is told nothing keep their masks without; a warning names them.
+    """
+    part = session.recipe.reconstruct
+    assert part is not None
+    sources = sources_of(session, part)
+    told = {name: next(iter(e.collect(sources))) for name, e in part.asks().items()}
+    less = {g.name: session.masks[g.name] & ~masks[g.name] for g in session.groups}
+    groups = [g for g in session.groups if bool(less[g.name].any())]
+    unseen: list[str] = []
+    for group in groups:
+        makers = [m for m in group.with_role("out") if all(m.param in given for given in told.values())]
+        for member in makers:
+            p = session.parameters[member.param].detach()
+            places = group.view(member, torch.arange(p.numel(), device=p.device).reshape(p.shape))
+            gone, given = less[group.name].flatten().to(p.device), {n: t[member.param] for n, t in told.items()}
+            p.copy_(part.moved(p.double().flatten(), places.reshape(group.units, -1), gone, **given).reshape(p.shape))
+        unseen += [] if makers else [group.name]
+    apply_(session.parameters, parameter_masks(groups, masks, session.parameters))
+    report(type(part).__name__, unseen, [], len(groups))
+    return masks
 
 
 def rebuilt_group(

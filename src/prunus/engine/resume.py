@@ -9,7 +9,8 @@ from torch import Tensor
 
 from prunus.core.errors import Problems, SpecError
 from prunus.core.events import Event
-from prunus.core.part import Gate, Masks
+from prunus.core.gate import Gate
+from prunus.core.part import Masks
 from prunus.engine.apply_ import pack, unpack
 from prunus.engine.gating import resumed
 from prunus.engine.restep import relaid
@@ -140,7 +141,10 @@ def _packs(value: Any, mask: Tensor) -> bool:
 def _fits(gate: Gate | None, theta: Tensor, mask: Tensor) -> bool:
     """Whether a gate makes one number per unit of what was stored."""
     try:
-        return gate is not None and torch.broadcast_shapes(gate.worth(theta).shape, mask.shape) == mask.shape
+        if gate is None:
+            return False
+        worth = gate.worth_over(theta, theta.new_zeros((*mask.shape, 1))) if gate.sees else gate.worth(theta)
+        return bool(torch.broadcast_shapes(worth.shape, mask.shape) == mask.shape)
     except (RuntimeError, IndexError):
         return False
 

@@ -1,6 +1,7 @@
 """Scores: collect exactly the evidence a part asks for, call it once per group, reduce to units."""
 
 import copy
+import hashlib
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
@@ -10,8 +11,9 @@ from torch import Tensor, nn
 from prunus.core.counting import full
 from prunus.core.errors import NothingScored, SpecError, WeightsError
 from prunus.core.evidence import Sources
+from prunus.core.gate import Gate
 from prunus.core.groups import Group, Member
-from prunus.core.part import Allocation, Criterion, Gate, Growth, Masks, Part, Redistribution, Reduce
+from prunus.core.part import Allocation, Criterion, Growth, Masks, Part, Redistribution, Reduce
 from prunus.core.recipe import Recipe
 from prunus.core.task import Task
 from prunus.engine.prepare import (
@@ -43,17 +45,21 @@ def score(model: nn.Module, task: Task | None, recipe: Recipe | str, *, seed: in
     sources = make_sources(model, task, groups, generator, recipe.criterion)
     if recipe.gate is not None and recipe.gate.trained:
         told = make_sources(model, task, groups, generator, recipe.gate)
-        sources.gates = worth_of(recipe.gate, gates_of(recipe.gate, told), groups)
+        sources.gates = worth_of(recipe.gate, gates_of(recipe.gate, told), groups, told.parameters)
     scores, _ = rate(recipe.criterion, sources, recipe.granularity.reduce)
     by_name = {g.name: g for g in groups}
     return {n: s.reshape(by_name[n].weight) if by_name[n].elementwise else s for n, s in scores.items()}
 
 
 def seeded(seed: int) -> torch.Generator:
-    """The session's only source of randomness."""
+    """The session's only source of randomness: apart from what `torch.manual_seed(seed)` gives.
+
+    Initial weights are often drawn with the same small number: from the same stream, random masks would depend on them.
+    """
     if isinstance(seed, bool) or not isinstance(seed, int):
         raise SpecError(f"seed={seed!r} must be a whole number: the same seed gives the same masks")
-    return torch.Generator().manual_seed(seed)
+    digest = hashlib.sha256(f"prunus {seed}".encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:4], "little"))
 
 
 def make_sources(
@@ -91,10 +97,22 @@ def gates_of(part: Gate, sources: Sources) -> dict[str, Tensor]:
     return thetas
 
 
-def worth_of(part: Gate, thetas: Mapping[str, Tensor], groups: tuple[Group, ...]) -> dict[str, Tensor]:
+def worth_of(
+    part: Gate, thetas: Mapping[str, Tensor], groups: tuple[Group, ...], parameters: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
     """Group name -> `[*units]`, what gates say that units are worth."""
-    shapes = {g.name: g.shape for g in groups}
-    return {n: part.worth(t.detach()).expand(shapes[n]) for n, t in thetas.items()}
+    found: dict[str, Tensor] = {}
+    for g in (g for g in groups if g.name in thetas):
+        theta = thetas[g.name].detach()
+        worth = part.worth_over(theta, behind(g, parameters)) if part.sees else part.worth(theta)
+        found[g.name] = worth.expand(g.shape)
+    return found
+
+
+def behind(group: Group, parameters: Mapping[str, Tensor]) -> Tensor:
+    """`[*units, k]`: the weights that produce a group's units; no gradient goes to them."""
+    makers = group.with_role("out")
+    return group.views(makers, {m.param: parameters[m.param].detach() for m in makers})
 
 
 def facts(part: Allocation | Redistribution, sources: Sources) -> dict[str, Any]:

@@ -56,7 +56,7 @@ def transfer(
     parameters = dict(target.named_parameters())
     theirs = {n: tuple(p.shape) for n, p in ticket.model.named_parameters()}
     path = blocks if blocks is not None else stretched(theirs, parameters, order=order)
-    source = {n: _renamed(n, path) for n in target.state_dict()}
+    source = {n: renamed(n, path) for n in target.state_dict()}
     fresh = {n for n in source if any(fnmatch.fnmatch(n, e) or fnmatch.fnmatch(n, f"{e}.*") for e in new)}
     _check(target, source, fresh, theirs, initial)
     shape = {n: tuple(p.shape) for n, p in parameters.items() if n not in fresh}
@@ -125,8 +125,8 @@ def _containers(names: Iterable[str]) -> dict[str, int]:
     return {path: len(own) for path, own in children.items() if own == set(range(len(own)))}
 
 
-def _renamed(name: str, path: Mapping[str, str]) -> str:
-    """A name under the path that its longest matching prefix stands for."""
+def renamed(name: str, path: Mapping[str, str]) -> str:
+    """A name under the path that its longest matching prefix stands for; `path` as `stretched` gives it."""
     for prefix in sorted(path, key=len, reverse=True):
         if name == prefix or name.startswith(f"{prefix}."):
             return path[prefix] + name[len(prefix) :]

@@ -11,7 +11,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -71,6 +71,10 @@ class _Calls(Sequence[Call]):
 def called(block: nn.Module, call: Call) -> Any:
     """The block's outputs on a call."""
     return block(*call.args, **call.kwargs)
+
+
+def _called(name: str, block: nn.Module, call: Call) -> Any:
+    return called(block, call)
 
 
 def _same(value: Any) -> Any:
@@ -151,16 +155,18 @@ def walk(
     task: Task,
     blocks: Mapping[str, nn.Module],
     *,
-    through: bool = False,
+    through: bool | Literal["all"] = False,
     put: Callable[[Any], Any] = _same,
     take: Callable[[Any], Any] = _same,
+    run_block: Callable[[str, nn.Module, Call], Any] | None = None,
 ) -> Iterator[Visit]:
     """Visit the blocks in the order in which the model runs them, all calibration batches at once.
 
     Between two visits a block runs on all batches as it is by then. The part of the model behind the last block is not
     run; with `through` it is on the first batch, to see that no block is called again there (`blocks_in` sees that too
-    where it is given the task). Evaluation mode, no gradients, no key-value cache; everything is put back, also after
-    an exception. `put` may lay what a block gave elsewhere, nested tensors as they are, and `take` brings it back.
+    where it is given the task), or on all of them. Evaluation mode, no gradients, no key-value cache; everything is put
+    back, also after an exception. `put` may lay what a block gave elsewhere, nested tensors as they are, and `take`
+    brings it back. `run_block` may do something else than call a block; it is given the batches in order.
 
     Cost: one forward in all, less what lies behind the last block; the inputs of one block for all batches in memory.
     Errors: `DataError` where there is no batch; `StructureError` where batches take different ways through the blocks,
@@ -192,13 +198,15 @@ def walk(
             last = len(passed) == len(blocks)
             if last and not through:
                 return
-            for index, run in enumerate(runs[:1] if last else runs):
+            ending = last and through != "all"
+            for index, run in enumerate(runs[:1] if ending else runs):
                 with torch.no_grad():
-                    output = put(called(blocks[name], calls[index]))
+                    act = run_block or _called
+                    output = put(act(name, blocks[name], calls[index]))
                 calls.drop(index)
                 run.go_on(output)
                 del output
-            if last:
+            if ending:
                 runs = runs[:1]
 
 

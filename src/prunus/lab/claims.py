@@ -71,3 +71,17 @@ def on_target(found: Mapping[int, float], target: float, within: float) -> Verdi
     hits = [abs(v - target) <= within for v in found.values()]
     told = ", ".join(f"{v:.4f}" for v in found.values()) + f", claimed {target:g} within {within:g}"
     return Verdict("supported" if all(hits) else "inconclusive" if any(hits) else "refuted", told, len(found))
+
+
+def exact(found: Sequence[float], seeds: int, *, none: bool) -> Verdict:
+    """Whether a number is 0 in every pair of runs (`none`), or in none of them; no interval, since it is no estimate.
+
+    That it is always 0 is refuted by one pair; that it never is, by all of them: some leave it open. More seeds than
+    one are needed.
+    """
+    if not found:
+        return Verdict("too few runs", "", seeds)
+    hits = sum((v == 0) == none for v in found)
+    word: Word = "supported" if hits == len(found) else "refuted" if none or not hits else "inconclusive"
+    told = f"{'none' if none else 'some'} in {hits} of {len(found)} pairs of runs, on average {mean(found):.2f}"
+    return Verdict(word if seeds > 1 else "too few runs", told, seeds)

@@ -251,6 +251,14 @@ class Store:
         """Write down that a run failed, and how."""
         self._mine(key, environment, status="failed", trace=trace, finished=time.time())
 
+    def lost(self, key: str, environment: str, trace: str = "") -> None:
+        """Take a run from a process that is known to be gone, whoever it was: pending again; failed with a trace."""
+        c = self.runs.c
+        where = (c.key == key) & (c.environment == environment) & (c.status == "running")
+        over = {"status": "failed", "trace": trace, "finished": time.time()} if trace else {"status": "pending"}
+        with self.engine.begin() as db:
+            db.execute(self.sql.update(self.runs).where(where).values(**over))
+
     def retry(self, keys: Iterable[str], environment: str) -> int:
         """Make failed runs pending again; returns how many."""
         c, changed = self.runs.c, 0

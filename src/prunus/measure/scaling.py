@@ -9,6 +9,9 @@ import numpy as np
 
 from prunus.core.errors import SpecError, require
 
+# Of the logarithms of high / dense, gamma and p.
+LIMITS = (np.log([1.0, 1e-3, 1e-9]), np.log([1e6, 1e2, 10.0]))
+
 
 @dataclass(frozen=True)
 class ScalingLaw:
@@ -65,11 +68,52 @@ def fit_scaling_law(densities: Sequence[float], errors: Sequence[float], *, dens
         for gamma in (0.3, 1.0, 3.0)
         for p in np.geomspace(d.min() / 4, max(d.min(), d.max() / 2), 8)
     ]
-    limits = (np.log([1.0, 1e-3, 1e-9]), np.log([1e6, 1e2, 10.0]))
-    fits = [optimize.least_squares(difference, np.clip(s, *limits), bounds=limits) for s in starts]
+    fits = [optimize.least_squares(difference, np.clip(s, *LIMITS), bounds=LIMITS) for s in starts]
     best = min(fits, key=lambda f: float(f.cost))
     ratio, gamma, p = np.exp(best.x)
     return ScalingLaw(base, base * float(ratio), float(gamma), float(p), float(np.sqrt(np.mean(best.fun**2))))
+
+
+def scaling_intervals(
+    law: ScalingLaw,
+    densities: Sequence[float],
+    errors: Sequence[float],
+    *,
+    share: float = 0.9,
+    resamples: int = 200,
+    seed: int = 0,
+) -> dict[str, tuple[float, float]]:
+    """Intervals of a fitted law's free parameters (`high`, `gamma`, `p`): the middle `share` of fits to resampled
+    points.
+
+    Points are the fitted curve times the relative residuals, drawn with replacement (Efron & Tibshirani 1993, An
+    Introduction to the Bootstrap, section 9.4), centred and scaled by sqrt(n / (n - 3)) for the three fitted.
+    They tell how far the points pin the law down if it is the true one, and nothing about whether it is.
+
+    Args:
+        law: what `fit_scaling_law` made of these points.
+
+    Cost: a small fit per resample, each begun at the law. Errors: as `fit_scaling_law`, `SpecError` for a share that is
+    not in (0, 1) or fewer than 20 resamples.
+    """
+    if not 0 < share < 1 or resamples < 20:
+        raise SpecError(f"share={share} lies in (0, 1), and {resamples} resamples are too few: 20 or more")
+    d, e = np.asarray(densities, dtype=float), np.asarray(errors, dtype=float)
+    optimize = require("scipy.optimize", extra="solve", why="a scaling law is fitted by least squares")
+    begin = np.log([law.high / law.dense, law.gamma, law.p])
+    fitted = _errors(d, law.dense, *begin)
+    apart = e / fitted - 1.0
+    apart = (apart - apart.mean()) * np.sqrt(len(d) / max(1, len(d) - 3))
+    draw, found = np.random.default_rng(seed), []
+    for _ in range(resamples):
+        again = fitted * np.maximum(1e-6, 1.0 + draw.choice(apart, len(d)))
+        fit = optimize.least_squares(
+            lambda free, again=again: _errors(d, law.dense, *free) / again - 1.0, np.clip(begin, *LIMITS), bounds=LIMITS
+        )
+        ratio, gamma, p = np.exp(fit.x)
+        found.append((law.dense * ratio, gamma, p))
+    low, high = np.quantile(np.array(found), [(1 - share) / 2, (1 + share) / 2], axis=0)
+    return {n: (float(a), float(b)) for n, a, b in zip(("high", "gamma", "p"), low, high, strict=True)}
 
 
 def _errors(d: np.ndarray, dense: float, log_ratio: float, log_gamma: float, log_p: float) -> np.ndarray:

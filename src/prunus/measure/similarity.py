@@ -28,6 +28,18 @@ def jaccards(one: Choice, other: Choice) -> dict[str, float]:
     return {n: both[n] / either[n] if either[n] else 1.0 for n in both}
 
 
+def chance(one: Choice, other: Choice) -> float:
+    """The Jaccard index that two choices of the same density in every group come to where they are independent: the
+    expected number of shared units over that of units in either. `jaccard` above it says that they agree.
+
+    Errors: `SpecError` as `jaccard`.
+    """
+    both, either = _counted(one, other)
+    shared = {n: count(one[n].bool()) * count(other[n].bool()) / max(1, one[n].numel()) for n in both}
+    united = sum(both[n] + either[n] - shared[n] for n in both)  # |A| + |B| less what they share
+    return sum(shared.values()) / united if united else 1.0
+
+
 def _counted(one: Choice, other: Choice) -> tuple[dict[str, int], dict[str, int]]:
     odd = [n for n in one.keys() | other.keys() if n not in one or n not in other or one[n].shape != other[n].shape]
     if odd:

@@ -102,7 +102,9 @@ def evidence(recipe: Recipe) -> tuple[str, ...]:
             for one in part.asks().values():
                 name = type(one).__name__.removesuffix("Evidence")
                 told.append(f"{slot}: {name}, {'no pass' if one.passes == 'none' else one.passes}")
-    if recipe.reconstruct is not None:
+    if recipe.reconstruct is not None and (more := recipe.reconstruct.asks().values()):
+        told += [f"reconstruct: {type(e).__name__.removesuffix('Evidence')}, {e.passes}" for e in more]
+    elif recipe.reconstruct is not None:
         told.append("reconstruct: a forward per batch and group, a Gram matrix of each layer's inputs")
     return tuple(told)
 

@@ -20,9 +20,8 @@ from prunus.engine.select import all_kept
 from prunus.engine.session import Session
 from prunus.engine.walk import Visit, blocks_in, called, walk
 from prunus.graph import compact
-from prunus.stream.folder import _digest
-from prunus.stream.memory import give_back
 from prunus.stream.proof import Load
+from prunus.stream.result import digest_of
 from prunus.stream.shards import Checkpoint, write_shard
 from prunus.stream.shrunk import Run, Scored, bare, keywords
 from prunus.stream.skeleton import Skeleton
@@ -33,19 +32,11 @@ def visits(run: Run, batches: Sequence[Batch], load: Load) -> Iterator[tuple[Vis
     """The blocks, loaded, at which batches and the short sample wait; and the short sample's call as keywords."""
     skeleton = run.skeleton
     blocks = blocks_in(skeleton.model)
-    before: nn.Module | None = None
     task = Task(calib=[*batches, run.example])
     with skeleton.on_demand(blocks):
-        for visit in walk(skeleton.model, task, blocks, through=True, put=run.shelf.put, take=run.shelf.take):
-            if before is not None:
-                skeleton.evict_(before)
-            skeleton.release_(blocks)
-            load(visit)
-            give_back()
-            before = visit.block
+        reached = walk(skeleton.model, task, blocks, through=True, put=run.shelf.put, take=run.shelf.take)
+        for visit in skeleton.loaded(reached, blocks, load):
             yield visit, keywords(visit.block, visit.calls[-1])
-    if before is not None:
-        skeleton.evict_(before)
 
 
 def cut(
@@ -93,7 +84,7 @@ def cut(
             kept = {n: count(keep[n]) if n in keep else units[n] for n in units}
             seconds = round(time.perf_counter() - began, 3)
             why = dict(skipped[visit.name])
-            state.done[visit.name] = BlockRecord(visit.name, units, kept, why, _digest(keep), shard, sha, seconds)
+            state.done[visit.name] = BlockRecord(visit.name, units, kept, why, digest_of(keep), shard, sha, seconds)
             state.write(part)
         if run.on_block is not None:
             run.on_block(len(groups) + at, 2 * len(groups), state.done[visit.name])

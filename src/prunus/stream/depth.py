@@ -26,10 +26,10 @@ from prunus.graph.depth.drop import BlockGroup, drop_, entries_of, names_after
 from prunus.graph.running import FAILURES, tensors_in
 from prunus.parts.granularity import Block
 from prunus.parts.granularity.tried import with_parts
-from prunus.stream.folder import _digest
 from prunus.stream.memory import give_back
 from prunus.stream.proof import first_difference, reads, steps
 from prunus.stream.renumber import configurations, renumbered
+from prunus.stream.result import digest_of
 from prunus.stream.shards import Checkpoint, write_shard
 from prunus.stream.shrunk import CONFIG, IN_MEMORY, Run, Scored, Shrunk, alike, elements, laid, renamed, write_folder
 from prunus.stream.skeleton import Skeleton
@@ -92,7 +92,7 @@ def prune_layers(run: Run, out: Path) -> Shrunk:
     made = Shrunk(
         folder=out,
         recipe=recipe,
-        blocks=tuple(replace(r, masks=_digest(masks)) for r in records),
+        blocks=tuple(replace(r, masks=digest_of(masks)) for r in records),
         inside=elements(checkpoint, blocks),
         outside=elements(checkpoint, checkpoint.entries.keys() - blocks.keys()),
         resumed=resumed,

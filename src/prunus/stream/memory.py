@@ -13,7 +13,9 @@ def tight() -> None:
     """From now on tensors of 4 MB and more come from the system one by one, and go back to it when they are freed.
 
     glibc keeps what was freed below 32 MB in its heaps, in pieces that the next tensors may not fit into: of a model of
-    1.1 B parameters that was as much as a block. It stays so in this process; other allocators are left to themselves.
+    1.1 B parameters that was as much as a block.
+    Process: sets `M_MMAP_THRESHOLD` (mallopt), for all of the process and for good: nothing puts it back. Other
+    allocators and other systems are left to themselves.
     """
     _call("mallopt", _MMAP_THRESHOLD, LARGE)
 

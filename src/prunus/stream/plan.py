@@ -22,6 +22,7 @@ from prunus.core.recipe import Recipe
 from prunus.core.rows import rows_top_k
 from prunus.engine.prepare import resolve_recipe
 from prunus.engine.walk import blocks_in
+from prunus.parts.evidence.ahead import ForwardDifferenceEvidence, OutlierShareEvidence, TailExponentEvidence
 from prunus.parts.evidence.curvature import InputNormEvidence, ReaderWeightEvidence
 from prunus.stream.shards import INDEX, Checkpoint
 from prunus.stream.skeleton import built
@@ -41,6 +42,7 @@ class Rates:
         forward: FLOP/s of matrix products in the model's own type.
         wide: FLOP/s of matrix products in float64.
         solve: FLOP/s of matrix products in float32.
+        spectra: FLOP/s of singular values in float64; None: as `wide`.
         select: weights scored and chosen from per second.
         disk: bytes per second read, and written.
         told: where the numbers come from.
@@ -52,6 +54,7 @@ class Rates:
     select: float = 1e8
     disk: float = 1e9
     told: str = "given"
+    spectra: float | None = None
 
 
 @dataclass(frozen=True)
@@ -76,6 +79,9 @@ class Plan:
         model, recipe, tokens: what is planned.
         dtype: the type of the weights.
         bytes: all weights, which are read once and written once (tables that a forward calls are read twice).
+        ahead: of what comes first where densities are dealt out ahead, else empty: bytes of the blocks, which are read
+            once more (for every block, where they go by the loss), FLOPs of forwards and of singular values, and
+            weights scored.
         blocks: how many, and `block` bytes of the largest.
         waiting: activations that wait between blocks.
         gram: bytes of x x^T, of the block whose matrices together have the most, and of the largest wave of them that
@@ -103,6 +109,7 @@ class Plan:
     solve: float
     seconds: dict[str, float]
     rates: Rates
+    ahead: dict[str, float]
 
     @property
     def hours(self) -> float:
@@ -117,12 +124,13 @@ def plan(folder: str | Path, recipe: Recipe | str, *, samples: int, length: int,
     """What `prune_folder` will take for `samples` windows of `length` tokens.
 
     For single weights, and for recipes without data (magnitude), by the norms of inputs (Wanda), or with `ObsUpdate`
-    (SparseGPT). Estimates: tokens go to experts evenly; attention costs its two products over whole windows; x x^T is
-    shared by layers with the names that Llama gives to queries, keys and values, gate and up, and by no others.
+    (SparseGPT); where densities are dealt out ahead (OWL, AlphaPruning, ECoFLaP), with the passes for these.
+    Estimates: tokens go to experts evenly; attention costs its two products over whole windows; x x^T is shared by
+    layers with the names that Llama gives to queries, keys and values, gate and up, and by no others.
     Errors: `SpecError` for other recipes, or where config.json names no class of transformers.
     """
     recipe, folder = resolve_recipe(recipe), Path(folder)
-    kind = _kind(recipe)
+    kind, reads = _kind(recipe), _ahead(recipe)
     total, config, model = described(folder)
     blocks = blocks_in(model)
     item = next(p.dtype for p in model.parameters() if p.is_floating_point()).itemsize
@@ -132,7 +140,8 @@ def plan(folder: str | Path, recipe: Recipe | str, *, samples: int, length: int,
     sizes = [sum(p.numel() for p in b.parameters()) for b in blocks.values()]
     active = [sum(m.size * (share if m.count > 1 else 1.0) for m in ms) for ms in each]
     attention = 4 * tokens * length * hidden * len(blocks)
-    forward = PASSES[kind] * (sum(2 * tokens * a for a in active) + attention)
+    once = sum(2 * tokens * a for a in active) + attention
+    forward = PASSES[kind] * once
     wide, solve = 0.0, 0.0
     for one in (m for ms in each for m in ms):
         seen = tokens * (share if one.count > 1 else 1.0)  # by all matrices of a stack together
@@ -149,6 +158,31 @@ def plan(folder: str | Path, recipe: Recipe | str, *, samples: int, length: int,
     tables = block + item * max((p.numel() for p in model.parameters() if id(p) not in inner), default=0)
     needed = at_once(kind, item, max(sizes), max((m for ms in each for m in ms), key=lambda m: m.size), grams)
     inside = sum(m.size for ms in each for m in ms)
+    seconds = {
+        "forward": forward / rates.forward,
+        "moments": wide / rates.wide,
+        "solve": solve / rates.solve,
+        "choose": inside / rates.select,
+        "disk": 2 * (total or item * sum(sizes)) / rates.disk,
+    }
+    ahead: dict[str, float] = {}
+    if reads is not None:
+        every = [m for ms in each for m in ms]
+        tries = [2 * int(recipe.allocate.settings().get("draws", 1)) * len({m.name for m in ms}) for ms in each]
+        ahead = {
+            "bytes": float(item * sum(sizes)) * (len(blocks) if reads == "labels" else 1),
+            "forward": once * {"nothing": 0, "inputs": PASSES["inputs"], "labels": sum(tries)}[reads],
+            "spectra": sum(m.count * values_of(m.out, m.width) for m in every) if reads == "nothing" else 0.0,
+            "scored": 2.0 * inside if reads == "inputs" else 0.0,
+        }
+        took = ahead["forward"] / rates.forward + ahead["spectra"] / (rates.spectra or rates.wide)
+        seconds["ahead"] = took + ahead["scored"] / rates.select + ahead["bytes"] / rates.disk
+        largest = max((m.out * m.width for m in every), default=0)
+        if reads == "nothing":
+            needed = max(needed, block + 2 * WIDE * largest)  # in float64, and what its values are worked out in
+        elif reads == "labels":
+            waiting *= max(tries)
+            needed = max(needed, block + 3 * item * max(m.size for m in every))  # as it was, its direction, moved
     return Plan(
         model=f"{folder.name} ({type(model).__name__})",
         recipe=recipe.name,
@@ -165,14 +199,9 @@ def plan(folder: str | Path, recipe: Recipe | str, *, samples: int, length: int,
         forward=forward,
         moments=wide,
         solve=solve,
-        seconds={
-            "forward": forward / rates.forward,
-            "moments": wide / rates.wide,
-            "solve": solve / rates.solve,
-            "choose": inside / rates.select,
-            "disk": 2 * (total or item * sum(sizes)) / rates.disk,
-        },
+        seconds=seconds,
         rates=rates,
+        ahead=ahead,
     )
 
 
@@ -189,6 +218,23 @@ def _kind(recipe: Recipe) -> str:
     if recipe.structure != "structured" and hasattr(recipe.reconstruct, "operations"):
         return "surgeon"
     raise SpecError(f"what {recipe.name} takes is not known: magnitude, Wanda and SparseGPT (and their like) are")
+
+
+def _ahead(recipe: Recipe) -> str | None:
+    """What the pass ahead reads; None where there is none."""
+    known: dict[type, str] = {OutlierShareEvidence: "inputs", TailExponentEvidence: "nothing"}
+    known[ForwardDifferenceEvidence] = "labels"
+    asked = {type(e) for e in recipe.allocate.foresees().values()}
+    if not asked <= known.keys():
+        told = ", ".join(sorted(e.__name__ for e in asked))
+        raise SpecError(f"what {recipe.name} takes is not known: its densities go by {told}")
+    return max((known[e] for e in asked), key=("nothing", "inputs", "labels").index, default=None)
+
+
+def values_of(out: int, width: int) -> float:
+    """FLOPs of the singular values of a matrix, by bidiagonalization (Golub & Van Loan, Matrix Computations, 5.4)."""
+    m, n = max(out, width), min(out, width)
+    return 4 * m * n**2 - 4 * n**3 / 3
 
 
 def operations(recipe: Recipe) -> Callable[[int, int], float]:
@@ -261,16 +307,19 @@ def at_once(kind: str, item: int, size: int, largest: Matrices, grams: list[dict
 
 
 def measured_rates(dtype: torch.dtype, folder: Path | None = None) -> Rates:
-    """The rates of this machine: products of 1536 x 1536, and two million magnitudes chosen from. Cost: seconds.
+    """The rates of this machine: products of 1536 x 1536, the singular values of one of 768 x 768, and two million
+    magnitudes chosen from. Cost: seconds.
 
     By processor time over threads, so that other work on the machine does not count. The disk's is not measured (1 GB/s
     is assumed) unless a folder to write 256 MB to is given.
     """
     n = 1536
     found = {}
+    tall = torch.randn(768, 768, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     for name, kind in (("forward", dtype), ("wide", torch.float64), ("solve", torch.float32)):
         a, b = (torch.ones(n, n, dtype=kind) for _ in range(2))
         found[name] = 2 * n**3 / _least(lambda a=a, b=b: a @ b)  # type: ignore[misc]
+    found["spectra"] = values_of(768, 768) / _least(lambda: torch.linalg.svdvals(tall))
     w = torch.randn(1 << 10, 1 << 11, generator=torch.Generator().manual_seed(0)).to(dtype)
     found["select"] = w.numel() / _least(lambda: rows_top_k(w.abs(), 1 << 10))
     made = Rates(**found, told=f"measured here on {torch.get_num_threads()} threads; 1 GB/s of disk assumed")
@@ -306,12 +355,15 @@ def lines(made: Plan) -> Iterator[tuple[str, str]]:
     yield "model", f"{made.model}: {made.weights / 1e9:,.3g} B weights in {made.blocks} blocks, {made.dtype}"
     yield "method", f"{made.recipe} on {made.tokens:,} tokens"
     yield "read and written", f"{gb(made.bytes)} each"
+    if made.ahead:
+        yield "a pass ahead", f"{gb(made.ahead['bytes'])} more to read, for the densities"
     yield "largest block", gb(made.block)
     yield "activations that wait", gb(made.waiting)
     if made.gram:
         yield "x x^T", f"{gb(made.gram['wave'])} at once, {gb(made.gram['block'])} for a block"
     yield "peak memory", f"{gb(made.peak)}, {made.peak / made.bound:.2f} of three blocks and what waits"
     flops: Mapping[str, float] = {"forward": made.forward, "moments": made.moments, "solve": made.solve}
+    flops = {**flops, **{f"{k} ahead": made.ahead[k] for k in ("forward", "spectra") if made.ahead}}
     yield "FLOPs", ", ".join(f"{k} {v:.3g}" for k, v in flops.items() if v)
     yield "hours", f"{made.hours:.3g} (" + ", ".join(f"{k} {v / 3600:.3g}" for k, v in made.seconds.items() if v) + ")"
     yield "rates", made.rates.told

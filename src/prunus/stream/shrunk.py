@@ -10,7 +10,8 @@ import os
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from math import prod
 from pathlib import Path
 from typing import Any, overload
 
@@ -20,6 +21,7 @@ from torch import Tensor, nn
 from prunus.core.budget import Budget
 from prunus.core.errors import Problems, PrunusError, SpecError
 from prunus.core.evidence import Evidence
+from prunus.core.groups import Group
 from prunus.core.recipe import Recipe
 from prunus.core.task import Batch
 from prunus.deploy.atomic import new_folder
@@ -38,13 +40,12 @@ from prunus.parts.evidence.curvature import InputNormEvidence, InverseCurvatureE
 from prunus.parts.evidence.fluctuation import ReaderVarianceEvidence
 from prunus.parts.evidence.hidden import HiddenStatesEvidence
 from prunus.parts.evidence.weights import AffineEvidence, MakerEvidence, ParameterEvidence, ScaleEvidence
-from prunus.stream.folder import OnBlock, Streamed, _count
+from prunus.stream.result import WEIGHTS, OnBlock, Streamed
 from prunus.stream.shards import INDEX, Checkpoint, write_shard
-from prunus.stream.shelf import Shelf
+from prunus.stream.shelf import Shelf, moved
 from prunus.stream.skeleton import Skeleton
 from prunus.stream.state import State
 
-WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".onnx", ".gguf")
 CONFIG = "config.json"
 SHORT = 64
 """Tokens of the sample on which structure is read and proofs are made."""
@@ -116,12 +117,21 @@ class Run:
     shelf: Shelf
     seed: int
     on_block: OnBlock | None
+    device: str = "cpu"
     notes: list[str] = field(default_factory=list)
 
     @property
     def example(self) -> Any:
         """The short sample."""
         return short(self.batches[0])
+
+    def put(self, value: Any) -> Any:
+        """What a block gives, where it may wait."""
+        return self.shelf.put(moved(value, "cpu"))
+
+    def take(self, value: Any) -> Any:
+        """The same, where the block under work is."""
+        return moved(self.shelf.take(value), self.device)
 
 
 def check_told(recipe: Recipe, allowed: tuple[str, ...] = ()) -> None:
@@ -206,6 +216,13 @@ def keywords(block: nn.Module, call: Call) -> dict[str, Any]:
     return found
 
 
+def in_model(block: str, group: Group) -> Group:
+    """A group of a block by the names that the model has for it."""
+    start = f"{block}." if block else ""
+    members = tuple(replace(m, param=f"{start}{m.param}") for m in group.members)
+    return replace(group, name=f"{start}{group.name}", members=members)
+
+
 @contextmanager
 def bare(block: nn.Module) -> Iterator[None]:
     """The block with its own forward, not the one that `walk` puts in its place, so that copies of it are of it."""
@@ -235,7 +252,7 @@ def renamed(checkpoint: Checkpoint, names: Mapping[str, str]) -> Checkpoint:
 
 def elements(checkpoint: Checkpoint, names: Iterable[str]) -> int:
     """How many numbers these tensors hold."""
-    return sum(_count(checkpoint.entries[n].shape) for n in names)
+    return sum(prod(checkpoint.entries[n].shape) for n in names)
 
 
 def write_folder(

@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,8 @@ from torch import Tensor, nn
 
 from prunus.core.errors import DataError, Problems, SpecError, listed, require
 from prunus.deploy.hf import no_bars
+from prunus.engine.walk import Visit
+from prunus.stream.memory import give_back
 from prunus.stream.shards import DTYPES, Checkpoint
 
 META = torch.device("meta")
@@ -155,6 +157,22 @@ class Skeleton:
             for name, p in module._parameters.items():
                 if p is not None:
                     module._parameters[name] = nn.Parameter(p.detach().to(META), requires_grad=False)
+
+    def loaded(
+        self, visits: Iterable[Visit], blocks: Mapping[str, nn.Module], load: Callable[[Visit], None]
+    ) -> Iterator[Visit]:
+        """The visits, each block with its weights, which `load` reads, until the next one."""
+        before: nn.Module | None = None
+        for visit in visits:
+            if before is not None:
+                self.evict_(before)
+            self.release_(blocks)
+            load(visit)
+            give_back()
+            before = visit.block
+            yield visit
+        if before is not None:
+            self.evict_(before)
 
     @contextmanager
     def on_demand(self, blocks: Mapping[str, nn.Module]) -> Iterator[None]:

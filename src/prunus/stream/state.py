@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 from prunus.core.errors import SpecError
 from prunus.deploy.atomic import write_text
@@ -42,13 +44,27 @@ class BlockRecord:
 
 @dataclass
 class State:
-    """What an unfinished run has done so far."""
+    """What an unfinished run has done so far.
+
+    Attributes:
+        fingerprint: of the model, recipe, budget, seed and data.
+        done: block -> what was done to it.
+        foreseen: block -> evidence -> group -> what the allocation wanted to know ahead (`prunus.stream.ahead`).
+    """
 
     fingerprint: str
     done: dict[str, BlockRecord] = field(default_factory=dict)
+    foreseen: dict[str, dict[str, dict[str, Any]]] = field(default_factory=dict)
+
+    @property
+    def numbers(self) -> str:
+        """SHA-256 of what was foreseen, of this run: every block after it hangs on these numbers."""
+        told = json.dumps(self.foreseen, sort_keys=True)
+        return hashlib.sha256(f"{self.fingerprint} {told}".encode()).hexdigest()
 
     def write(self, folder: Path) -> None:
-        told = {"fingerprint": self.fingerprint, "done": {n: asdict(b) for n, b in self.done.items()}}
+        done = {n: asdict(b) for n, b in self.done.items()}
+        told = {"fingerprint": self.fingerprint, "foreseen": self.foreseen, "numbers": self.numbers, "done": done}
         write_text(folder / STATE, json.dumps(told, indent=1) + "\n")
 
     @classmethod
@@ -56,9 +72,12 @@ class State:
         try:
             told = json.loads((folder / STATE).read_text(encoding="utf-8"))
             done = {n: BlockRecord(**b) for n, b in told["done"].items()}
-            return cls(str(told["fingerprint"]), done)
+            made, numbers = cls(str(told["fingerprint"]), done, dict(told["foreseen"])), told["numbers"]
         except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
             raise SpecError(f"{folder / STATE} is not readable ({error}): remove {folder} and start again") from None
+        if made.numbers != numbers:
+            raise SpecError(f"the numbers in {folder / STATE} are not what the unfinished run wrote: remove {folder}")
+        return made
 
 
 def begun(part: Path, fingerprint: str, resume: bool) -> State:
@@ -89,6 +108,6 @@ def kept_if_begun(part: Path, state: State) -> Iterator[None]:
     try:
         yield
     except BaseException:
-        if not state.done:
+        if not state.done and not state.foreseen:
             shutil.rmtree(part, ignore_errors=True)
         raise

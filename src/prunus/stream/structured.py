@@ -34,8 +34,8 @@ from prunus.parts.granularity.coupled import Coupled
 from prunus.stream.compacted import manifest
 from prunus.stream.cut import cut, visits
 from prunus.stream.depth import prune_layers
-from prunus.stream.folder import OnBlock, _fingerprint
 from prunus.stream.proof import first_difference, reads, steps
+from prunus.stream.result import OnBlock, fingerprint_of
 from prunus.stream.shards import Checkpoint, write_shard
 from prunus.stream.shelf import Shelf
 from prunus.stream.shrunk import (
@@ -47,6 +47,7 @@ from prunus.stream.shrunk import (
     bare,
     check_told,
     elements,
+    in_model,
     laid,
     renamed,
     short,
@@ -91,7 +92,7 @@ def shrunk_folder(
         raise SpecError(f"{type(skeleton.model).__name__} has no list of blocks: {IN_MEMORY}")
     spanning, within = ({}, ()) if isinstance(units, Block) else _spanning(recipe, checkpoint, batches[0])
     part = out.parent / f".{out.name}.unfinished"
-    state = begun(part, _fingerprint(checkpoint, recipe, budget, seed, batches), resume)
+    state = begun(part, fingerprint_of(checkpoint, recipe, budget, seed, batches), resume)
     run = Run(checkpoint, skeleton, recipe, budget, batches, part, state, Shelf(part, memory), seed, on_block)
     return prune_layers(run, out) if isinstance(units, Block) else prune_units(run, out, spanning, within)
 
@@ -220,13 +221,7 @@ def _groups(recipe: Recipe, visit: Visit, example: dict[str, Any]) -> tuple[Grou
     units = recipe.granularity
     assert isinstance(units, Coupled)
     found = replace(units, exclude=())(visit.block, example)
-    return tuple(g for g in found if not units.excluded(_named(visit.name, g)))
-
-
-def _named(block: str, group: Group) -> Group:
-    """A group of a block by the names that the model has for it."""
-    members = tuple(replace(m, param=f"{block}.{m.param}") for m in group.members)
-    return replace(group, name=f"{block}.{group.name}", members=members)
+    return tuple(g for g in found if not units.excluded(in_model(visit.name, g)))
 
 
 def _score(run: Run, visit: Visit, groups: tuple[Group, ...], example: dict[str, Any], shard: str) -> BlockRecord:
@@ -275,9 +270,8 @@ def _decided(
             if group.name in scores[block] and fits is not None and not fits(group.shape, group.weight):
                 skipped[block][group.name] = f"{allocate} does not fit {group.units} units"
             elif group.name in scores[block]:
-                named = _named(block, group)
-                space.append(named)
-                given[named.name] = scores[block][group.name]
+                space.append(in_model(block, group))
+                given[space[-1].name] = scores[block][group.name]
     if not space:
         why = [f"{b}.{n} ({w})" for b, own in skipped.items() for n, w in own.items()]
         why += [f"{n} ({w})" for n, w in spanning.items()]

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
+from collections.abc import Mapping
 from functools import cache
+from types import MappingProxyType
 
 from prunus.core.errors import UnknownNameError
 from prunus.lab.contrast import definitions
@@ -20,6 +22,7 @@ from prunus.lab.contrast.sheet import Cell, Run, Sheet
 from prunus.lab.contrast.trial import Environment, Record, Spec, here
 
 __all__ = [
+    "MISSING",
     "TIERS",
     "Arm",
     "Cell",
@@ -39,6 +42,14 @@ __all__ = [
     "tier",
     "with_baselines",
 ]
+
+MISSING: Mapping[str, str] = MappingProxyType(
+    {
+        "7.7, static and dynamic pruning": "methods that decide at run time, input by input, are not there yet",
+        "9.1, recommendation 6": "depth, width, resolution and quantization together are not there yet",
+    }
+)
+"""What of the survey's comparisons has no contrast here, and why."""
 
 
 @cache

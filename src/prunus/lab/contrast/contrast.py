@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from pathlib import PurePath
 from types import MappingProxyType
 from typing import Any, Literal
 
 from prunus import methods
 from prunus.core.errors import SpecError
 from prunus.core.recipe import Recipe
-from prunus.lab.contrast.problem import Problem
+from prunus.lab.contrast.problem import Problem, Tier
 from prunus.lab.contrast.trial import Currency, Record
+from prunus.parts.allocation import GlobalRanking
+from prunus.parts.granularity import Element
 
 Training = Literal["none", "tune", "full", "both", "twice"]
 POINTS = (0.5, 0.25, 0.125, 0.0625, 0.03)
@@ -27,12 +30,16 @@ class Arm:
         training: `none`; `tune`, a fine-tuning; `full`, a training from scratch; `both`, as long as these together;
             `twice`, two trainings from scratch (where a recipe goes back to the start).
         baseline: there because every comparison needs it, not because the contrast asks for it.
+        where: edits of the problem that it is run on.
+        masks: the name of the arm whose masks it takes over; its recipe then ranks by magnitude what they leave.
     """
 
     name: str
     recipe: Recipe | None
     training: Training
     baseline: bool = False
+    where: Mapping[str, Any] = field(default_factory=dict)
+    masks: str = ""
 
     def epochs(self, problem: Problem) -> int:
         """Passes over the data."""
@@ -45,6 +52,11 @@ class Arm:
         }[self.training]
 
     @property
+    def origin(self) -> dict[str, Any]:
+        """Edits of the problem that the dense network was trained on which it starts from; rates are its own."""
+        return {k: v for k, v in self.where.items() if k != "rates"}
+
+    @property
     def trained(self) -> bool:
         """Whether it starts from trained weights."""
         return self.recipe is not None and self.recipe.on == "pretrained"
@@ -55,11 +67,39 @@ class Arm:
         return 1.0 if self.recipe is None else getattr(self.recipe.allocate, "density", None)
 
 
-def arm(name: str, recipe: Recipe | str, training: Training | None = None, **edits: Any) -> Arm:
+def arm(
+    name: str,
+    recipe: Recipe | str,
+    training: Training | None = None,
+    *,
+    where: Mapping[str, Any] | None = None,
+    masks: str = "",
+    **edits: Any,
+) -> Arm:
     """An arm: a method, or an edit of one. Trained weights are fine-tuned, others trained in full, unless said."""
     found = methods.get(recipe) if isinstance(recipe, str) else recipe
     found = replace(found, **edits) if edits else found
-    return Arm(name=name, recipe=found, training=training or ("tune" if found.on == "pretrained" else "full"))
+    length = training or ("tune" if found.on == "pretrained" else "full")
+    return Arm(name=name, recipe=found, training=length, where=where or {}, masks=masks)
+
+
+BODY = Element(skip_last=True)
+"""The weights of a network whose last layer is another one for other classes."""
+
+_TAKING = replace(
+    methods.get("magnitude"),
+    name="masks_taken_over",
+    source="Morcos et al. 2019, NeurIPS, arXiv:1906.02773",
+    granularity=BODY,
+    allocate=GlobalRanking(rounding="nearest"),
+    on="initialized",
+)
+
+
+def taking(name: str, masks: str, *, without: str = "", where: Mapping[str, Any] | None = None) -> Arm:
+    """An arm with the masks of another one, trained once from initial weights; `without` as `methods.ablated`."""
+    recipe = methods.ablated(_TAKING, without) if without else _TAKING
+    return arm(name, recipe, "full", masks=masks, where=where)
 
 
 Metric = Callable[[Record], float | None]
@@ -95,15 +135,31 @@ METRICS: Mapping[str, tuple[Metric, str]] = MappingProxyType(
 )
 
 
+def _shares(left: Record, right: Record) -> float | None:
+    """How many weight tensors keep another number of weights than their namesakes of the same size."""
+    other = {layer.name: layer for layer in right.layers}
+    if not left.layers or {n: x.weights for n, x in other.items()} != {x.name: x.weights for x in left.layers}:
+        return None
+    return float(sum(layer.kept != other[layer.name].kept for layer in left.layers))
+
+
+Pair = Callable[[Record, Record], float | None]
+PAIRS: Mapping[str, tuple[Pair, str]] = MappingProxyType(
+    {"shares": (_shares, "weight tensors of which another share is kept")}
+)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Claim:
-    """`left` lies above `right` (or above 0) by more than `margin`, in a metric of the runs.
+    """`left` lies above `right` (or above 0) by more than `margin`, in a metric of the runs; or an exact claim about
+    pairs of runs.
 
     Attributes:
         id: short, unique in the contrast.
         text: the claim in a sentence.
         left, right: names of arms; right empty: the number itself is judged.
-        metric: a name of `METRICS`.
+        metric: a name of `METRICS`; or of `PAIRS`, which is a number of two runs of one problem, point and seed.
+        exact: of pairs: that the number is 0 in all of them (`none`), or in none (`some`). No interval is taken.
         margin: the least effect that counts, in the metric's unit; below 0 for "not worse by more than".
         at: the operating points (fractions kept) that it is about; all where left out.
         survey: what the survey says of it, with its numbers.
@@ -114,6 +170,7 @@ class Claim:
     left: str
     right: str = ""
     metric: str = "test"
+    exact: Literal["", "none", "some"] = ""
     margin: float = 0.0
     at: tuple[float, ...] = ()
     survey: str = ""
@@ -139,6 +196,8 @@ class Contrast:
         question: what is asked.
         arms: what is compared.
         claims: what is said about it.
+        on: edits of every problem of a tier, where it is about a part of the data, or about networks of its own.
+        aside: what is run but is no line of it: dense networks and masks that arms start from, and what a claim asks.
         currency: of the operating points.
         points: fractions kept, from mild to extreme.
         survey: the survey's own figures.
@@ -151,23 +210,47 @@ class Contrast:
     question: str
     arms: tuple[Arm, ...]
     claims: tuple[Claim, ...]
+    on: Mapping[str, Any] = field(default_factory=dict)
+    aside: tuple[Arm, ...] = ()
     currency: Currency = "units"
     points: tuple[float, ...] = POINTS
     survey: tuple[Quoted, ...] = ()
     notes: tuple[str, ...] = field(default=())
 
     def __post_init__(self) -> None:
-        names = [a.name for a in self.arms]
+        names = [a.name for a in self.every]
         if len(set(names)) < len(names):
             raise SpecError(f"contrast {self.name}: two arms of one name among {', '.join(names)}")
+        for one in self.every:
+            if one.masks and one.masks not in names:
+                raise SpecError(f"contrast {self.name}: {one.name!r} takes over masks of {one.masks!r}, which it lacks")
         for claim in self.claims:
             if missing := [n for n in (claim.left, claim.right) if n and n not in names]:
                 raise SpecError(
                     f"contrast {self.name}: claim {claim.id!r} names the arm {missing[0]!r}, which it lacks"
                 )
-            if claim.metric not in METRICS:
+            if claim.metric not in (PAIRS if claim.exact else METRICS):
                 raise SpecError(f"contrast {self.name}: claim {claim.id!r} has no metric {claim.metric!r}")
+
+    @property
+    def every(self) -> tuple[Arm, ...]:
+        """The arms, and what is run aside."""
+        return (*self.arms, *self.aside)
 
     def arm(self, name: str) -> Arm:
         """An arm by its name."""
-        return next(a for a in self.arms if a.name == name)
+        return next(a for a in self.every if a.name == name)
+
+    def parent(self, one: Arm) -> Arm | None:
+        """The dense network that an arm starts from, trained once; None where it is not there."""
+        dense = (a for a in self.every if a.recipe is None and a.training == "full")
+        return next((a for a in dense if dict(a.where) == one.origin), None)
+
+    def problems(self, tier: Tier) -> tuple[Problem, ...]:
+        """The tier's problems as this contrast has them; of those that become one (network and data), the last."""
+        if not self.on:
+            return tier.problems
+        if "network" not in self.on:
+            return tuple(p.edited(self.on) for p in tier.problems)
+        found = {p.data: p.edited(self.on) for p in tier.problems}
+        return tuple(p.edited({"name": f"{p.network}-{PurePath(p.data).name}"}) for p in found.values())

@@ -21,7 +21,8 @@ def with_baselines(contrast: Contrast) -> Contrast:
 
     The dense network, trained once and trained as long as pruning and fine-tuning take; random pruning at every
     granularity; magnitude across layers and by layer; and for every arm whose masks stay, random pruning with the same
-    layer shares. Arms that do the same are not added twice, whatever they are called.
+    layer shares. Arms that do the same are not added twice, whatever they are called. Where arms start from dense
+    networks of an edited problem, these are trained aside.
     """
     own = list(contrast.arms)
     added = [
@@ -38,7 +39,13 @@ def with_baselines(contrast: Contrast) -> Contrast:
         if _what(one) not in known:
             known.add(_what(one))
             new.append(replace(one, baseline=True))
-    return replace(contrast, arms=(*own, *new))
+    whole = replace(contrast, arms=(*own, *new))
+    for one in whole.every:
+        if one.trained and whole.parent(one) is None:
+            told = ", ".join(f"{k} {v}" for k, v in one.origin.items())
+            dense = Arm(name=f"dense, {told}", recipe=None, training="full", baseline=True, where=one.origin)
+            whole = replace(whole, aside=(*whole.aside, dense))
+    return whole
 
 
 def warnings(contrast: Contrast, tier: Tier) -> list[str]:
@@ -52,8 +59,9 @@ def warnings(contrast: Contrast, tier: Tier) -> list[str]:
             f"{len(points)} operating point(s): {FEWEST_POINTS} or more, an extreme one among them, make a fair "
             f"comparison"
         )
-    if len(tier.problems) < FEWEST_PROBLEMS:
-        said.append(f"{len(tier.problems)} problem(s): {FEWEST_PROBLEMS} or more, one of them large, are the rule")
+    problems = contrast.problems(tier)
+    if len(problems) < FEWEST_PROBLEMS:
+        said.append(f"{len(problems)} problem(s): {FEWEST_PROBLEMS} or more, one of them large, are the rule")
     return said
 
 
@@ -75,7 +83,7 @@ def mixed(initial: Iterable[tuple[str, int, bool, str]]) -> list[str]:
 def _what(one: Arm) -> tuple[object, ...]:
     """An arm without its names."""
     plain = None if one.recipe is None else replace(one.recipe, name="", source="")
-    return (repr(plain), one.training)
+    return (repr(plain), one.training, repr(sorted(one.where.items())), one.masks)
 
 
 def _granularities(arms: Iterable[Arm]) -> list[tuple[str, object]]:
@@ -86,7 +94,7 @@ def _granularities(arms: Iterable[Arm]) -> list[tuple[str, object]]:
 
 def _same_shares(arms: Iterable[Arm]) -> list[Arm]:
     return [
-        Arm(name=SHUFFLED.format(a.name), recipe=methods.ablated(a.recipe, "shuffle"), training=a.training)
+        replace(a, name=SHUFFLED.format(a.name), recipe=methods.ablated(a.recipe, "shuffle"))
         for a in arms
         if a.recipe is not None and not a.baseline and _shuffles(a.recipe)
     ]

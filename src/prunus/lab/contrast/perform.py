@@ -11,7 +11,6 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 import prunus
@@ -20,9 +19,11 @@ from prunus.core.errors import CollapseWarning, DataError, PrunusWarning
 from prunus.core.recipe import Recipe
 from prunus.core.task import Task
 from prunus.engine.result import Result
+from prunus.lab.contrast import unlabelled
 from prunus.lab.contrast.problem import Problem
+from prunus.lab.contrast.taken import settled
 from prunus.lab.contrast.trial import Layer, Record, Spec
-from prunus.lab.data import Loader, Split
+from prunus.lab.data import Loader
 from prunus.lab.experiment import layer_densities, logits_of
 from prunus.lab.trainer import factor
 
@@ -45,6 +46,7 @@ def perform(
     parent: Weights | None = None,
     on_step: Callable[[int, int, float], None] | None = None,
     device: str = "cpu",
+    masks: Mapping[str, Tensor] | None = None,
 ) -> Outcome:
     """Make a run.
 
@@ -53,13 +55,17 @@ def perform(
         parent: the weights that `spec.parent` ended with.
         on_step: called after every step with (step, steps, loss).
         device: where the run is made. Initial weights are drawn on the CPU, the same for every device.
+        masks: those that `spec.masks` ended with, by parameter.
 
     Raises:
-        DataError: there is a parent and no weights, or the other way round.
+        DataError: there is a parent and no weights, or the other way round; the same of masks.
+        StructureError: masks that do not fit the network.
         PrunusError: whatever the recipe refuses.
     """
     if (spec.parent is None) != (parent is None):
         raise DataError(f"run {spec.key[:12]} has {'no ' if spec.parent is None else 'a '}parent: pass its weights")
+    if (spec.masks is None) != (masks is None):
+        raise DataError(f"run {spec.key[:12]} takes over masks of {(spec.masks or 'no run')[:12]}: pass just these")
     began, problem = time.process_time(), spec.problem
     found = problem.dataset()
     model = problem.initial(spec.seed)
@@ -67,25 +73,27 @@ def perform(
         model.load_state_dict(dict(parent))
     initial = digest(model.state_dict())
     model.to(device)
-    recipe = spec.recipe_of()
+    recipe, budget = spec.recipe_of(), spec.budget()
     steps = spec.epochs * problem.steps_per_epoch
     task = task_of(problem, spec.seed, device)
     untrained, notes = None, []
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
+        if masks is not None and recipe is not None:
+            model, recipe, budget = settled(model, task, recipe, masks, spec.seed)
         if (
             recipe is not None
             and parent is not None
             and steps
             and all(e.step == 0 for e in recipe.timeline(0.5, steps))
         ):
-            bare = prunus.prune(model, task, replace(recipe, recover=None), budget=spec.budget(), seed=spec.seed)
-            untrained = accuracy(bare.model, found.valid)
+            bare = prunus.prune(model, task, replace(recipe, recover=None), budget=budget, seed=spec.seed)
+            untrained = held_out(problem, bare.model)
         result = prunus.prune(
             model,
             task,
             dense_recipe() if recipe is None else recipe,
-            budget=spec.budget(),
+            budget=budget,
             steps=steps,
             optimizer=lambda parameters: problem.optimizer(parameters, spec.rate),
             rate=lambda progress: factor(problem.curve, round(progress * 10_000), 10_000),
@@ -116,12 +124,15 @@ def described(result: Result, spec: Spec, notes: list[str]) -> Record:
     dense = spec.problem.initial(spec.seed).to(device)
     params, macs = measure.params(model), measure.macs(model, example)
     top = (1, 5) if found.num_classes > 5 else (1,)
-    tested = measure.accuracies(model, Loader(found.test, EVALUATED), top=top)
+    if spec.problem.learns == "labels":
+        tested = measure.accuracies(model, Loader(found.test, EVALUATED), top=top)
+    else:
+        tested = unlabelled.probe(model, spec.problem.train(), found.test, found.num_classes, top)
     masked = spec.recipe is not None
     return Record(
         test=tested[1],
         test_top5=tested.get(5),
-        valid=accuracy(model, found.valid),
+        valid=held_out(spec.problem, model),
         sparsity=result.sparsity if masked else 0.0,
         params_dense=measure.params(dense).total,
         params_kept=params.nonzero,
@@ -141,7 +152,7 @@ def task_of(problem: Problem, seed: int, device: str = "cpu") -> Task:
     The data stay in the memory of the CPU; a batch goes to the device when the loss is taken.
     """
     train = problem.train()
-    calib = Loader(train, problem.batch, seed=seed + 1, shuffle=True)
+    calib = problem.seen(Loader(train, problem.batch, seed=seed + 1, shuffle=True))
     drawn = zip(range(problem.calib), calib.batches(0), strict=False)
     batches = [(x.to(device), y.to(device)) for _, (x, y) in drawn]
     kind = torch.device(device).type
@@ -149,14 +160,17 @@ def task_of(problem: Problem, seed: int, device: str = "cpu") -> Task:
     def loss(model: nn.Module, batch: Any) -> Tensor:
         inputs, targets = (t.to(device, non_blocking=True) for t in batch)
         with torch.autocast(kind, torch.bfloat16) if problem.bf16 else nullcontext():
-            logits = logits_of(model(inputs))
-        return F.cross_entropy(logits.float().flatten(0, -2), targets.flatten())
+            found = logits_of(model(inputs))
+        return unlabelled.loss(problem.learns, found.float(), targets)
 
     return Task(loss=loss, train=problem.loader(seed), calib=batches, example=(batches[0][0][:1],))
 
 
-def accuracy(model: nn.Module, split: Split) -> float:
-    """Share of the examples that are classified right, in float32 and evaluation mode."""
+def held_out(problem: Problem, model: nn.Module) -> float:
+    """How well a network does on held-out examples what it learns, from 0 to 1, in float32 and evaluation mode."""
+    split = problem.dataset().valid
+    if problem.learns != "labels":
+        return unlabelled.told(model, split, problem.learns)
     return measure.accuracy(model, Loader(split, EVALUATED))
 
 

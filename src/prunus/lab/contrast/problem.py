@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
+import math
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import cache, partial
 from types import MappingProxyType
 from typing import Any, Literal
@@ -11,8 +14,10 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
-from prunus.core.errors import SpecError, UnknownNameError
+from prunus.core.errors import DataError, SpecError, UnknownNameError
 from prunus.lab import data, zoo
+from prunus.lab.contrast import unlabelled
+from prunus.lab.contrast.unlabelled import Learns, Unlabelled
 from prunus.lab.data import Augment, Dataset, Loader, Split
 
 
@@ -33,6 +38,9 @@ class Problem(BaseModel):
         shift, flip: augmentation: shifts of up to so many pixels, mirror images.
         calib: batches that recipes score with.
         bf16: train in bfloat16 autocast.
+        classes: the classes that are learned, from this share of them to that one; they are numbered anew.
+        thinned: every so manieth training image stands for those up to the next: fewer images, as many steps.
+        learns: what training goes by: labels, or without them views or pixels of the images (`unlabelled`).
         channels_last: convolutions lie channels last in memory: faster on the CPU where pooling takes its time (VGG),
             not for ResNets (`benchmarks/lab.py`).
     """
@@ -55,21 +63,44 @@ class Problem(BaseModel):
     flip: bool = False
     calib: int = Field(default=2, ge=1)
     bf16: bool = False
+    classes: tuple[float, float] = (0.0, 1.0)
+    thinned: int = Field(default=1, ge=1)
+    learns: Learns = "labels"
     channels_last: bool = False
 
     def dataset(self) -> Dataset:
         """The data, read once per process."""
-        return _dataset(self.data)
+        return _dataset(self.data, self.classes)
 
     def train(self) -> Split:
         """The training examples that are used."""
         found = self.dataset().train
-        return found if self.images is None else found.head(self.images)
+        found = found if self.images is None else found.head(self.images)
+        if self.thinned == 1:
+            return found
+        return found.take(torch.arange(len(found)) // self.thinned * self.thinned)
 
-    def loader(self, seed: int) -> Loader:
+    def edited(self, where: Mapping[str, Any]) -> Problem:
+        """The problem with other settings; `options` are added to the network's own, another network has none."""
+        if not where:
+            return self
+        options = {} if "network" in where else self.options
+        edits = {**where, "options": {**options, **where.get("options", {})}}
+        return Problem.model_validate(self.model_dump() | edits)
+
+    def begins(self) -> str:
+        """What initial weights depend on beside the seed and the data, in words: two that agree have the same."""
+        width = "" if self.classes == (0.0, 1.0) else f", {self.classes[1] - self.classes[0]:.3g} of the classes"
+        return f"{self.network} {dict(sorted(self.options.items()))}{width}, {self.learns}"
+
+    def seen(self, loader: Loader) -> Loader | Unlabelled:
+        """Batches as this problem learns from them."""
+        return loader if self.learns == "labels" else Unlabelled(loader, self.learns)
+
+    def loader(self, seed: int) -> Loader | Unlabelled:
         """Shuffled training batches; one seed, one order."""
         augment = Augment(self.shift, self.flip) if self.shift or self.flip else None
-        return Loader(self.train(), self.batch, seed=seed, shuffle=True, augment=augment, drop_last=True)
+        return self.seen(Loader(self.train(), self.batch, seed=seed, shuffle=True, augment=augment, drop_last=True))
 
     @property
     def steps_per_epoch(self) -> int:
@@ -77,17 +108,26 @@ class Problem(BaseModel):
         return len(self.train()) // self.batch
 
     def initial(self, seed: int) -> nn.Module:
-        """The network with the initial weights of a seed; torch's generator is left as it was."""
+        """The network with the initial weights of a seed; torch's generator is left as it was.
+
+        Where labels are not learned, the last layer has other outputs; all others begin as they do with labels.
+        """
+        made = self._network(seed, self.learns)
+        if self.learns != "labels":
+            own, known = made.state_dict(), self._network(seed, "labels").state_dict()
+            fits = {n: n in known and known[n].shape == t.shape for n, t in own.items()}
+            made.load_state_dict({n: known[n] if fits[n] else t for n, t in own.items()})
+        if self.channels_last:
+            made.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        return made
+
+    def _network(self, seed: int, learns: Learns) -> nn.Module:
         found = self.dataset()
         with torch.random.fork_rng(devices=()):
             torch.manual_seed(seed)
             channels = found.in_channels if found.kind == "image" else None
-            made = zoo.build(
-                self.network, num_classes=found.num_classes, in_channels=channels, **_fitted(self, found.size)
-            )
-        if self.channels_last:
-            made.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        return made
+            outputs = unlabelled.outputs(found, learns)
+            return zoo.build(self.network, num_classes=outputs, in_channels=channels, **_fitted(self, found.size))
 
     def optimizer(self, parameters: list[nn.Parameter], rate: float) -> torch.optim.Optimizer:
         """SGD at this problem's settings; vectors (biases, normalization) do not decay."""
@@ -137,8 +177,31 @@ class Tier(BaseModel):
 
 
 @cache
-def _dataset(name: str) -> Dataset:
-    return data.load(name)
+def _dataset(name: str, classes: tuple[float, float] = (0.0, 1.0)) -> Dataset:
+    """A data set, or a part of its classes; where shares fall within a class, it is left out."""
+    if classes == (0.0, 1.0):
+        return data.load(name)
+    found = _dataset(name)
+    if found.kind != "image":
+        raise DataError(f"{name} holds {found.kind}: only classes of images can be left out")
+    first, last = (round(share * found.num_classes, 6) for share in classes)
+    first, last = math.ceil(first), math.floor(last)
+    if not 0 <= first < last <= found.num_classes:
+        raise SpecError(f"classes={classes} of the {found.num_classes} of {name}: that is none")
+
+    def part(split: Split) -> Split:
+        left = split.take(((split.y >= first) & (split.y < last)).nonzero().flatten())
+        return replace(left, y=left.y - first)
+
+    return replace(
+        found,
+        name=f"{found.name}, classes {first} to {last - 1}",
+        train=part(found.train),
+        valid=part(found.valid),
+        test=part(found.test),
+        num_classes=last - first,
+        digest=hashlib.sha256(f"{found.digest} {first} {last}".encode()).hexdigest(),
+    )
 
 
 def _fitted(problem: Problem, size: int) -> dict[str, Any]:
@@ -155,8 +218,8 @@ def _fitted(problem: Problem, size: int) -> dict[str, Any]:
     return options
 
 
-_LENET = partial(Problem, network="lenet300", data="fashion-mnist", rates=(0.1, 0.02))
-_TINY = partial(Problem, network="vgg_tiny", data="fashion-mnist", rates=(0.1, 0.02), channels_last=True)
+_LENET = partial(Problem, network="lenet300", data="fashion-mnist", rates=(0.3, 0.1, 0.03))
+_TINY = partial(Problem, network="vgg_tiny", data="fashion-mnist", rates=(0.3, 0.1, 0.03), channels_last=True)
 _QUALITATIVE = "directions of qualitative claims on small problems; no reproduction of any table"
 
 TIERS: Mapping[str, Tier] = MappingProxyType(

@@ -8,7 +8,7 @@ from typing import Any
 import prunus
 from prunus.core.recipe import Recipe
 from prunus.lab import claims
-from prunus.lab.contrast.contrast import METRICS, Arm, Claim
+from prunus.lab.contrast.contrast import METRICS, PAIRS, Arm, Claim
 from prunus.lab.contrast.fairness import warnings
 from prunus.lab.contrast.problem import Problem
 from prunus.lab.contrast.sheet import Cell, Sheet
@@ -63,7 +63,7 @@ def summary(
         created: when it was made; by default now.
     """
     contrast, tier = sheet.contrast, sheet.tier
-    keys = {key for cell in sheet.cells() for _, key in sheet.wanted(cell)}
+    keys = {key for cell in sheet.every() for _, key in sheet.wanted(cell)}
     points = _points(sheet)
     return ContrastRecord(
         name=contrast.name,
@@ -75,8 +75,8 @@ def summary(
         seeds=list(tier.seeds),
         points=list(tier.points(contrast.points)),
         currency=contrast.currency,
-        problems=[_problem(p) for p in tier.problems],
-        arms=[_arm(a, tier.problems) for a in contrast.arms],
+        problems=[_problem(p) for p in sheet.problems.values()],
+        arms=[_arm(sheet, a) for a in contrast.arms],
         points_found=points,
         claims=[_claim(sheet, c) for c in contrast.claims],
         quoted=[
@@ -99,7 +99,7 @@ def summary(
 
 
 def _points(sheet: Sheet) -> list[PointRecord]:
-    base = next(a for a in sheet.contrast.arms if a.recipe is None and a.training == "full")
+    base = next(a for a in sheet.contrast.arms if a.recipe is None and a.training == "full" and not a.where)
     dense = {name: sheet.records(Cell(name, base.name, 1.0)) for name in sheet.problems}
     found = []
     for cell in sheet.cells():
@@ -161,26 +161,38 @@ def _problem(problem: Problem) -> ProblemRecord:
         "batches for scores": problem.calib,
         "number format": "bfloat16 in training" if problem.bf16 else "float32",
     }
+    if problem.options:
+        facts["options of the network"] = ", ".join(f"{k} {v}" for k, v in problem.options.items())
+    if problem.classes != (0.0, 1.0):
+        facts["classes"] = "{:.0%} to {:.0%} of them, numbered anew".format(*problem.classes)
     return ProblemRecord(name=problem.name, network=problem.network, data=problem.data, facts=facts)
 
 
-def _arm(arm: Arm, problems: Iterable[Problem]) -> ArmRecord:
+def _arm(sheet: Sheet, arm: Arm) -> ArmRecord:
     recipe: Recipe | None = arm.recipe
-    epochs = {p.name: arm.epochs(p) for p in problems}
+    epochs = {name: arm.epochs(p) for name, p in sheet.problems.items()}
     if recipe is None:
         return ArmRecord(name=arm.name, baseline=arm.baseline, training=_TRAINING[arm.training], epochs=epochs)
+    # Where masks are taken over, how they were found is what the method is.
+    found = sheet.contrast.arm(arm.masks).recipe if arm.masks else None
     return ArmRecord(
         name=arm.name,
         baseline=arm.baseline,
         recipe=recipe.name,
         source=recipe.source,
-        taxonomy=recipe.taxonomy(),
-        parts={slot: spelled(part) for slot, part in recipe.parts().items()},
+        taxonomy=(found or recipe).taxonomy(),
+        parts=_edits(arm) | {slot: spelled(part) for slot, part in recipe.parts().items()},
         starts="trained weights" if arm.trained else "initial weights",
         training=_TRAINING[arm.training],
         epochs=epochs,
         fixed=arm.density,
     )
+
+
+def _edits(arm: Arm) -> dict[str, str]:
+    """What an arm differs in beside its recipe."""
+    where = ", ".join(f"{k} = {v}" for k, v in arm.where.items())
+    return ({"masks": f"of the run aside {arm.masks!r}"} if arm.masks else {}) | ({"where": where} if where else {})
 
 
 def _claim(sheet: Sheet, claim: Claim) -> ClaimRecord:
@@ -190,7 +202,7 @@ def _claim(sheet: Sheet, claim: Claim) -> ClaimRecord:
         text=claim.text,
         left=claim.left,
         right=claim.right,
-        unit=METRICS[claim.metric][1],
+        unit=(PAIRS if claim.exact else METRICS)[claim.metric][1],
         margin=claim.margin,
         at=list(claim.at),
         survey=claim.survey,
@@ -218,7 +230,7 @@ def _protocol(sheet: Sheet) -> dict[str, str | int | float]:
         else "not the same for every arm, see the warnings",
         "data": f"digest {', '.join(sorted(d[:12] for d in data))}" if data else "no run yet",
         "learning rate": "chosen for every arm and point with the first seed, by held-out accuracy"
-        if any(len(p.rates) > 1 for p in sheet.tier.problems)
+        if any(len(p.rates) > 1 for p in sheet.problems.values())
         else "the only one that was tried: not tuned",
         "test set": "looked at once, after the last step",
         "arms added as baselines": sum(a.baseline for a in arms),

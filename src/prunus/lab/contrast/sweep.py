@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import socket
 import time
 import traceback
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from math import prod
@@ -19,13 +21,15 @@ from prunus.lab.contrast.contrast import Contrast
 from prunus.lab.contrast.perform import perform
 from prunus.lab.contrast.problem import Tier
 from prunus.lab.contrast.sheet import Run, Sheet
-from prunus.lab.contrast.trial import Record, Spec, here
+from prunus.lab.contrast.trial import Environment, Record, Spec, here
 from prunus.lab.store import Row, Store
 
 Engine = Literal["here", "ray"]
 WAIT = 2.0
+KILLED = 3
+"""How often a run's process may be killed before the run has failed."""
 MASKS_UP_TO = 2_000_000
-"""Masks of networks with more weights are not kept: a million weights take 125 kB a run."""
+"""Masks of networks with more weights are not kept, but of runs that only find some: a million weights take 125 kB."""
 
 Told = Callable[[Spec, Record | None, str], None]
 OnStep = Callable[[int, int, float], None]
@@ -99,9 +103,9 @@ def sweep(
         MissingExtraError: ray is not installed.
     """
     began, counts, place = time.monotonic(), Counts(), here(device)
-    pool = _Ray(store.url, jobs, address, device) if engine == "ray" else None
+    pool = _Ray(store, jobs, address, device) if engine == "ray" else None
     sheets = [sheet(c, tier, store, place.key) for c in contrasts]
-    counts.found = len({k for s in sheets for cell in s.cells() for _, k in s.wanted(cell) if k in s.runs})
+    counts.found = len({k for s in sheets for cell in s.every() for _, k in s.wanted(cell) if k in s.runs})
     try:
         while time.monotonic() - began < 60 * minutes:
             due = unique(spec for c in contrasts for spec in sheet(c, tier, store, place.key).due())
@@ -154,7 +158,8 @@ def attempt(spec: Spec, store: Store, on_step: OnStep | None = None, device: str
         return None
     with store.beating(spec.key, place):
         try:
-            outcome = perform(spec, _weights(store, spec.parent, place), on_step, device)
+            parent, masks = _weights(store, spec.parent, place), _masks(store, spec.masks, place)
+            outcome = perform(spec, parent, on_step, device, masks)
         except Exception as error:  # noqa: BLE001 - whatever a recipe runs into belongs to that run alone
             trace = traceback.format_exc()
             store.fail(spec.key, place, trace)
@@ -162,7 +167,7 @@ def attempt(spec: Spec, store: Store, on_step: OnStep | None = None, device: str
         blobs = {}
         if spec.recipe is None:
             blobs["weights"] = save({k: v.contiguous() for k, v in outcome.weights.items()})
-        elif sum(m.numel() for m in outcome.masks.values()) <= MASKS_UP_TO:
+        elif not spec.epochs or sum(m.numel() for m in outcome.masks.values()) <= MASKS_UP_TO:
             blobs["masks"] = packed(outcome.masks)
         mine = store.finish(spec.key, place, outcome.record.model_dump(mode="json"), **blobs)
     return (spec, outcome.record, "") if mine else None
@@ -177,6 +182,15 @@ def _weights(store: Store, parent: str | None, place: str) -> dict[str, torch.Te
             f"the store has no weights of run {parent[:12]}, which this one starts from: delete it, run anew"
         )
     return load(found)
+
+
+def _masks(store: Store, source: str | None, place: str) -> dict[str, torch.Tensor] | None:
+    if source is None:
+        return None
+    found = store.blob(source, place, "masks")
+    if found is None:
+        raise DataError(f"the store has no masks of run {source[:12]}, which this one takes over: delete it, run anew")
+    return unpacked(found)
 
 
 def packed(masks: Any) -> bytes:
@@ -197,30 +211,39 @@ def unpacked(data: bytes) -> dict[str, torch.Tensor]:
 
 
 class _Ray:
-    """Runs as tasks of Ray, `jobs` at a time: scheduling, placement and lost workers are Ray's business."""
+    """Runs as tasks of Ray, `jobs` at a time: scheduling and placement are Ray's business. A run whose worker is killed
+    is made again, twice; then it has failed.
+    """
 
-    def __init__(self, url: str, jobs: int, address: str | None, device: str) -> None:
+    def __init__(self, store: Store, jobs: int, address: str | None, device: str) -> None:
         if jobs < 1:
             raise SpecError(f"{jobs} jobs: at least 1")
-        if address is not None and url.startswith("sqlite"):
+        if address is not None and store.url.startswith("sqlite"):
             raise SpecError(
-                f"a cluster cannot share the file {url}: give the store as the URL of a PostgreSQL database"
+                f"a cluster cannot share the file {store.url}: give the store as the URL of a PostgreSQL database"
             )
         self.ray = require("ray", extra="cluster", why="--engine ray")
         self.mine = not self.ray.is_initialized()
         if self.mine:
             local = {} if address else {"num_cpus": jobs, "include_dashboard": False}
             self.ray.init(address=address, log_to_driver=False, **local)
-        self.url, self.jobs, self.device = url, jobs, device
-        self.task = self.ray.remote(num_cpus=1, num_gpus=int(device != "cpu"), max_retries=2)(_remote)
+        self.store, self.jobs, self.device = store, jobs, device
+        self.task = self.ray.remote(num_cpus=1, num_gpus=int(device != "cpu"), max_retries=0)(_remote)
 
     def run(self, due: list[Spec]) -> Iterator[Made]:
         """The runs that are due, as they end; those that others are making are left out."""
-        waiting = {self.task.remote(self.url, spec.model_dump(mode="json"), self.device): spec for spec in due}
+        waiting, killed = {self._begun(spec): spec for spec in due}, Counter[str]()
         try:
             while waiting:
                 (over,), _ = self.ray.wait(list(waiting), num_returns=1)
-                spec, answer = waiting.pop(over), self.ray.get(over)
+                spec = waiting.pop(over)
+                try:
+                    answer = self.ray.get(over)
+                except self.ray.exceptions.WorkerCrashedError as error:
+                    killed[spec.key] += 1
+                    answer = self._lost(spec, error, again=killed[spec.key] < KILLED)
+                    if answer is None:
+                        waiting[self._begun(spec)] = spec
                 if answer is not None:
                     record, trace = answer
                     yield spec, None if record is None else Record.model_validate(record), trace
@@ -228,12 +251,31 @@ class _Ray:
             for task in waiting:
                 self.ray.cancel(task)
 
+    def _begun(self, spec: Spec) -> Any:
+        place = here(self.device).model_dump()
+        return self.task.remote(self.store.url, spec.model_dump(mode="json"), self.device, place)
+
+    def _lost(self, spec: Spec, error: Exception, *, again: bool) -> tuple[None, str] | None:
+        """Free a run whose worker was killed; where it is not to be made again, write down that it failed."""
+        trace = "" if again else f"{KILLED} processes that made it were killed, by the system or by hand: {error}"
+        self.store.lost(spec.key, here(self.device).key, trace)
+        return None if again else (None, f"{spec.method} on {spec.problem.name}: its process was killed {KILLED} times")
+
     def close(self) -> None:
         if self.mine:
             self.ray.shutdown()
 
 
-def _remote(url: str, plain: dict[str, Any], device: str) -> tuple[dict[str, Any] | None, str] | None:
+def _remote(
+    url: str, plain: dict[str, Any], device: str, place: dict[str, Any]
+) -> tuple[dict[str, Any] | None, str] | None:
+    mine, asked = here(device), Environment.model_validate(place)
+    if mine.key != asked.key:
+        raise SpecError(
+            f"{socket.gethostname()} has prunus {mine.prunus}, torch {mine.torch} on {mine.processor}, "
+            f"and the sweep is of prunus {asked.prunus}, torch {asked.torch} on {asked.processor}: runs of different "
+            f"code or processors are not mixed, so begin the sweep where its workers are"
+        )
     torch.set_num_threads(1)
     store = Store(url)
     try:

@@ -21,6 +21,8 @@ from prunus.lab.contrast.problem import Problem
 from prunus.lab.facts import environment
 
 Currency = Literal["units", "params", "macs"]
+LATER = frozenset({"masks", "classes", "thinned", "learns"})
+"""What specs and problems had not from the beginning: left out of a run's key where it is as if it were not there."""
 
 
 class Spec(BaseModel):
@@ -34,6 +36,7 @@ class Spec(BaseModel):
         rate: largest learning rate.
         seed: of the initial weights, the order of the data, and everything random in the recipe.
         parent: key of the run whose trained weights are pruned; None where it starts from initial ones.
+        masks: key of the run whose masks are taken over; None where the recipe finds its own.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -46,11 +49,18 @@ class Spec(BaseModel):
     rate: float
     seed: int
     parent: str | None = None
+    masks: str | None = None
 
     @property
     def key(self) -> str:
-        """SHA-256 of it as JSON; what a recipe is called does not count."""
+        """SHA-256 of it as JSON; what a recipe is called does not count, nor do settings that came later and are not
+        made use of.
+        """
         plain = self.model_dump(mode="json")
+        for told, model in ((plain, self), (plain["problem"], self.problem)):
+            for name in LATER & told.keys():
+                if getattr(model, name) == type(model).model_fields[name].default:
+                    del told[name]
         if plain["recipe"] is not None:
             plain["recipe"] = {k: v for k, v in plain["recipe"].items() if k not in ("name", "source")}
         return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
@@ -87,8 +97,10 @@ class Record(BaseModel):
     """What is known of a run once it is made. Accuracies are fractions between 0 and 1.
 
     Attributes:
-        test, test_top5: accuracy after the last step, looked at once; top 5 where there are more than five classes.
-        valid: the same on held-out training examples; choices are made by it.
+        test, test_top5: accuracy after the last step, looked at once; top 5 where there are more than five classes. Of
+            what learns without labels, that of a linear classifier (`unlabelled.probe`).
+        valid: the same on held-out training examples; choices are made by it. Of what learns without labels, how well
+            it does that (`unlabelled.told`).
         untrained: `valid` right after pruning trained weights, before any further step; None where that is no state
             of the run.
         sparsity: removed units over ranked units.
@@ -159,7 +171,6 @@ class Environment(BaseModel):
         return hashlib.sha256(f"{self.prunus}\n{self.torch}\n{self.processor}".encode()).hexdigest()[:12]
 
 
-@cache
 def here(device: str = "cpu") -> Environment:
     """This process's environment, with runs on a device. Cost: reads the package's sources once.
 
@@ -187,6 +198,7 @@ def _processor(device: str) -> str:
     return torch.cuda.get_device_name(device) if kind == "cuda" else kind
 
 
+@cache
 def _sources() -> str:
     """A digest of the package's modules, but for those that no run passes through."""
     root = Path(prunus.__file__).parent

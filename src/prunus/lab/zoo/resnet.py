@@ -14,6 +14,8 @@ from torch import Tensor, nn
 from prunus.core.errors import SpecError
 from prunus.lab.zoo.catalog import scaled
 
+Shortcut = Literal["A", "B", "none"]
+
 
 class PadShortcut(nn.Module):
     """He et al.'s option A: keep every second pixel and surround the channels with zeros; no parameters.
@@ -36,16 +38,18 @@ class PadShortcut(nn.Module):
 
 
 class BasicBlock(nn.Module):
-    """Two 3x3 convolutions, each with batch normalization, around a shortcut."""
+    """Two 3x3 convolutions, each with batch normalization, around a shortcut, or (`none`) without one."""
 
-    def __init__(self, inner: int, outer: int, stride: int, shortcut: Literal["A", "B"]) -> None:
+    def __init__(self, inner: int, outer: int, stride: int, shortcut: Shortcut) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(inner, outer, 3, stride, 1, bias=False)
         self.bn1 = nn.BatchNorm2d(outer)
         self.conv2 = nn.Conv2d(outer, outer, 3, 1, 1, bias=False)
         self.bn2 = nn.BatchNorm2d(outer)
-        self.shortcut: nn.Module
-        if stride == 1 and inner == outer:
+        self.shortcut: nn.Module | None
+        if shortcut == "none":
+            self.shortcut = None
+        elif stride == 1 and inner == outer:
             self.shortcut = nn.Identity()
         elif shortcut == "A":
             extra = outer - inner
@@ -56,7 +60,7 @@ class BasicBlock(nn.Module):
     def forward(self, x: Float[Tensor, "batch in_channels height width"]) -> Float[Tensor, "batch out_channels h w"]:
         y = F.relu(self.bn1(self.conv1(x)))
         y = self.bn2(self.conv2(y))
-        return F.relu(y + self.shortcut(x))
+        return F.relu(y if self.shortcut is None else y + self.shortcut(x))
 
 
 class ResNet(nn.Module):
@@ -69,7 +73,7 @@ class ResNet(nn.Module):
         *,
         num_classes: int,
         in_channels: int,
-        shortcut: Literal["A", "B"],
+        shortcut: Shortcut,
         stem_stride: int = 1,
     ) -> None:
         super().__init__()
@@ -105,13 +109,14 @@ def cifar_resnet(
     in_channels: int = 3,
     size: int = 32,
     width: float = 1.0,
-    shortcut: Literal["A", "B"] = "A",
+    shortcut: Shortcut = "A",
     stem_stride: int = 1,
 ) -> ResNet:
     """The 6n+2-layer network for CIFAR: three stages of 16, 32 and 64 channels times `width`, n blocks each.
 
     With option A shortcuts and 10 classes: 269,722 parameters (depth 20), 464,154 (32), 853,018 (56), the 0.27 M,
-    0.46 M and 0.85 M of the paper's table 6. `stem_stride=2` halves the image in the first convolution, which makes
+    0.46 M and 0.85 M of the paper's table 6. `shortcut="none"` is the paper's plain network, which begins with the same
+    weights as that with option A. `stem_stride=2` halves the image in the first convolution, which makes
     every layer about four times cheaper and leaves the parameters as they are; the paper has 1. `size` is only checked.
 
     Raises:
@@ -143,7 +148,7 @@ def resnet8(
     in_channels: int = 3,
     size: int = 32,
     width: float = 1.0,
-    shortcut: Literal["A", "B"] = "A",
+    shortcut: Shortcut = "A",
     stem_stride: int = 1,
 ) -> ResNet:
     """One block per stage, 75,290 parameters: of the family but not in the paper; for small data and machines."""
@@ -164,7 +169,7 @@ def resnet14(
     in_channels: int = 3,
     size: int = 32,
     width: float = 1.0,
-    shortcut: Literal["A", "B"] = "A",
+    shortcut: Shortcut = "A",
     stem_stride: int = 1,
 ) -> ResNet:
     """`cifar_resnet` of depth 14, 172,506 parameters: of the family but not in the paper."""
@@ -185,7 +190,7 @@ def resnet20(
     in_channels: int = 3,
     size: int = 32,
     width: float = 1.0,
-    shortcut: Literal["A", "B"] = "A",
+    shortcut: Shortcut = "A",
     stem_stride: int = 1,
 ) -> ResNet:
     """`cifar_resnet` of depth 20: 269,722 parameters."""
@@ -206,7 +211,7 @@ def resnet32(
     in_channels: int = 3,
     size: int = 32,
     width: float = 1.0,
-    shortcut: Literal["A", "B"] = "A",
+    shortcut: Shortcut = "A",
     stem_stride: int = 1,
 ) -> ResNet:
     """`cifar_resnet` of depth 32: 464,154 parameters."""
@@ -227,7 +232,7 @@ def resnet56(
     in_channels: int = 3,
     size: int = 32,
     width: float = 1.0,
-    shortcut: Literal["A", "B"] = "A",
+    shortcut: Shortcut = "A",
     stem_stride: int = 1,
 ) -> ResNet:
     """`cifar_resnet` of depth 56: 853,018 parameters."""

@@ -47,6 +47,12 @@ class PerLayer(Around):
         found: Callable[[tuple[int, ...]], Tensor] | None = getattr(self.of, "blocks", None)
         return found
 
+    def inside(self, path: str) -> Allocation:
+        start = f"{path}." if path else ""
+        pairs = [(n, d) for n, d in zip(self.layers, self.densities, strict=True) if n.startswith(start)]
+        layers = tuple(n.removeprefix(start) for n, _ in pairs)
+        return replace(self, layers=layers, densities=tuple(d for _, d in pairs))
+
     def __call__(self, scores: Scores, density: float, space: Space, **given: Any) -> Masks:
         own = dict(zip(self.layers, self.densities, strict=True))
         masks: Masks = {}

@@ -67,7 +67,7 @@ from prunus.parts.criteria.foresight import (
 )
 from prunus.parts.criteria.gradient import ConnectionSensitivity, GradientSignal, TaylorGate, TaylorWeight
 from prunus.parts.criteria.inputs import AggregatedActivation, SecondMoment
-from prunus.parts.criteria.learned import AboveThreshold, ClusterLargest, Hysteresis, LearnedGate
+from prunus.parts.criteria.learned import AboveThreshold, ClusterLargest, ControllerWorth, Hysteresis, LearnedGate
 from prunus.parts.criteria.posterior import LearnedPosteriorDamage, ReducedEvidence, SignalToNoise
 from prunus.parts.criteria.probes import ProbeGain
 from prunus.parts.criteria.reconstruction import BinaryFilterSearch, GreedyReconstruction, LassoPath, SummedActivation
@@ -77,6 +77,7 @@ from prunus.parts.criteria.running import (
     MomentumTaylor,
     MomentumTaylorGate,
     MovementScore,
+    SmoothedSensitivity,
     SummedSensitivity,
 )
 from prunus.parts.criteria.saliences import MixedSalience
@@ -116,6 +117,7 @@ __all__ = [
     "ConnectionSensitivity",
     "ConsecutiveInfluence",
     "ConstrainedWeight",
+    "ControllerWorth",
     "CoresetSampling",
     "DataPathSaliency",
     "DiagonalFisher",
@@ -191,6 +193,7 @@ __all__ = [
     "ShapleyValue",
     "SignSplitMagnitude",
     "SignalToNoise",
+    "SmoothedSensitivity",
     "SquaredGradientPerMac",
     "SquaredMagnitude",
     "StandardFluctuation",

@@ -10,6 +10,7 @@ from prunus.core.errors import SpecError
 from prunus.core.part import Criterion
 from prunus.parts.evidence import GateValue, Kept, Weight
 from prunus.parts.evidence.clusters import Clusters
+from prunus.parts.evidence.controller import Controlled
 
 
 @dataclass(frozen=True)
@@ -75,3 +76,35 @@ class ClusterLargest(Criterion):
         tied = (size.unsqueeze(1) == size.unsqueeze(0)).tril(-1)
         beaten: Tensor = (mine & (larger | tied)).any(1)
         return (~beaten).double()
+
+
+@dataclass(frozen=True)
+class ControllerWorth(Criterion):
+    """The log-odds that a controller gives to keeping a unit, trained beside the model on calibration batches, with the
+    share of what stays drawn to the budget's (ATO: Wu et al. 2024, CVPR, arXiv:2403.14729).
+
+    Set `weighs` to what the budget counts: units, params or macs. For the rest see `ControllerEvidence`. Shapes:
+    `[*units, 1] -> [*units, 1]`. Units: log-odds, comparable across the network. Cost: a forward and backward every
+    `every` steps between the fractions `begin` and `until`. Outside of training units are ranked nearly at random.
+    Differs: the official code rounds a Gumbel draw to masks anew in every epoch, where units are ranked here; of its
+    recurrent network it gives the optimizer one direction only.
+    """
+
+    weighs: Literal["units", "params", "macs"] = "units"
+    begin: float = 0.1
+    until: float = 0.5
+    every: int = 20
+    strength: float = 8.0
+    base: float = 3.0
+    tau: float = 0.4
+    rate: float = 1e-3
+    decay: float = 1e-2
+
+    def __post_init__(self) -> None:
+        if not (0 <= self.begin <= self.until <= 1 and self.every >= 1 and self.tau > 0 and self.rate > 0):
+            raise SpecError(f"{self}: 0 <= begin <= until <= 1, every >= 1, tau > 0, rate > 0")
+        if self.weighs not in ("units", "params", "macs") or min(self.strength, self.decay) < 0:
+            raise SpecError(f"{self}: weighs is units, params or macs; strength and decay are not negative")
+
+    def __call__(self, odds: Controlled) -> Float[Tensor, "*units 1"]:
+        return odds

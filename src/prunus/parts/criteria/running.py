@@ -8,7 +8,7 @@ from torch import Tensor
 from prunus.core.errors import SpecError
 from prunus.core.part import Criterion
 from prunus.parts.evidence import Movement, RunningTaylor, RunningTaylorGate, SensitivityBound
-from prunus.parts.evidence.running import TickSensitivity
+from prunus.parts.evidence.running import SensitivityMean, TickSensitivity
 
 
 def share(part: Criterion, *names: str) -> None:
@@ -52,6 +52,26 @@ class ConfidenceBound(Criterion):
 
     def __call__(self, s: SensitivityBound) -> Float[Tensor, "*units k"]:
         return s[..., 0] * s[..., 1]
+
+
+@dataclass(frozen=True)
+class SmoothedSensitivity(Criterion):
+    """The moving average of |w dL/dw| over the training steps (LoSparse: Li et al. 2023, ICML, arXiv:2306.11222;
+    PLATON's without its uncertainty: Zhang et al. 2022, arXiv:2206.12562).
+
+    Shapes: `[*units, k] -> [*units, k]`. Units: loss; comparable across the network. Cost: a product per step, a number
+    per weight. Differs: the official code first averages |w dL/dw| over the 10 steps between prunings, and takes
+    gradients before, weights after the optimizer's step.
+    """
+
+    beta: float = 0.85
+    train_mode: bool = False
+
+    def __post_init__(self) -> None:
+        share(self, "beta")
+
+    def __call__(self, s: SensitivityMean) -> Float[Tensor, "*units k"]:
+        return s
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,9 @@
 """What whole layers or blocks are like, one number for each: what densities are dealt out by."""
 
+import zlib
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
-from typing import ClassVar, Literal
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, ClassVar, Literal
 
 import torch
 from jaxtyping import Float
@@ -14,6 +15,9 @@ from prunus.core.groups import Group
 from prunus.parts.evidence.curvature import InputNormEvidence, ReaderWeightEvidence
 from prunus.parts.evidence.gradients import NO_BATCH
 from prunus.parts.evidence.mode import averaged_over_ranks, evidence_mode
+
+PIECE = 1 << 20
+"""Numbers that are worked on at once."""
 
 
 def dealt_to(sources: Sources) -> dict[str, list[Group]]:
@@ -41,7 +45,7 @@ class OutlierShareEvidence(Evidence):
     """The share of |w| ||x|| in a layer or block that is above `times` its mean there; 0-d, float64.
 
     All its groups that are read together are one population (OWL's layer is a transformer block). Undefined where no
-    visible layer reads a group. Cost: a forward per batch; the scores of a block in float64.
+    visible layer reads a group. Cost: a forward per batch; the scores are computed twice, 8 MB of them at a time.
     """
 
     reads: ClassVar[Reads] = "inputs"
@@ -54,11 +58,19 @@ class OutlierShareEvidence(Evidence):
         found: dict[str, Tensor] = {}
         for groups in dealt_to(sources).values():
             seen = [g for g in groups if g.name in norms]
-            scores = [weights[g.name].double().abs() * norms[g.name] for g in seen]
-            if total := sum(s.numel() for s in scores):
-                mean = torch.stack([s.sum() for s in scores]).sum() / total
-                found |= each(seen, torch.stack([(s > times * mean).sum() for s in scores]).sum().double() / total)
+            if total := sum(weights[g.name].numel() for g in seen):
+                pairs = [(weights[g.name], norms[g.name]) for g in seen]
+                mean = torch.stack([s.sum() for pair in pairs for s in products(*pair)]).sum() / total
+                above = torch.stack([(s > times * mean).sum() for pair in pairs for s in products(*pair)]).sum()
+                found |= each(seen, above.double() / total)
         yield found
+
+
+def products(weight: Float[Tensor, "units ..."], norm: Float[Tensor, "units ..."]) -> Iterator[Float[Tensor, "..."]]:
+    """|w| ||x|| in float64, some rows at a time: of a whole block it would be several times as large as the block."""
+    rows = max(1, PIECE // max(1, weight[0].numel()))
+    for w, n in zip(weight.split(rows), norm.split(rows), strict=True):
+        yield w.double().abs().mul_(n)
 
 
 class TailExponentEvidence(Evidence):
@@ -83,12 +95,13 @@ class TailExponentEvidence(Evidence):
 
 def exponents(weight: Float[Tensor, "..."], group: Group) -> list[Float[Tensor, ""]]:
     """Of each matrix that a weight holds."""
-    wide = weight.double()
-    stack = wide.ndim == 3 and wide.shape[1] > 1 and group.shape == (wide.shape[0] * wide.shape[1], wide.shape[2])
-    if wide.ndim > 2 and not stack:  # a convolution: a matrix for every kernel position, pooled
-        values = [torch.linalg.svdvals(wide.flatten(2).permute(2, 0, 1)).square().flatten()]
+    n = weight.shape
+    stack = weight.ndim == 3 and n[1] > 1 and group.shape == (n[0] * n[1], n[2])
+    if weight.ndim > 2 and not stack:  # a convolution: a matrix for every kernel position, pooled
+        values = [torch.linalg.svdvals(weight.double().flatten(2).permute(2, 0, 1)).square().flatten()]
     else:
-        values = list(torch.linalg.svdvals(wide).square().reshape(-1, min(wide.shape[-2:]))) if wide.ndim > 1 else []
+        each = weight if stack else [weight] if weight.ndim > 1 else []
+        values = [torch.linalg.svdvals(w.double()).square() for w in each]
     return [hill(v) for v in values if len(v) > 1]
 
 
@@ -113,37 +126,55 @@ class ForwardDifferenceEvidence(Evidence):
     blocks = True
 
     def collect(self, sources: Sources) -> Iterator[GroupTensors]:
-        slopes: Mapping[str, Tensor] = averaged_over_ranks(
-            {g.name: self.slope(sources, makers(g, sources)) for g in sources.groups}
-        )
+        seed = self.seed(sources)
+        slopes: dict[str, Tensor] = {}
+        with evidence_mode(sources.model, {}, sources.generator), torch.no_grad():
+            for group in sources.groups:
+                trials = self.trials(sources, group, seed)
+                slopes[group.name] = slope([(float(sources.task.loss_of(sources.model, b)), c) for b, c in trials])
+        yield self.dealt(sources, slopes)
+
+    def seed(self, sources: Sources) -> int:
+        """By which the directions of all groups are drawn."""
+        return int(torch.randint(2**31, (1,), generator=sources.generator))
+
+    def per_batch_of(self, sources: Sources, group: Group) -> int:
+        """How many trials a group has with each batch."""
+        return 2 * int(sources.settings.get("draws", 1)) * len(makers(group, sources))
+
+    def trials(self, sources: Sources, group: Group, seed: int) -> Iterator[tuple[Any, float]]:
+        """Batches to find the loss of while a weight of the group is moved, to one side and then to the other, with
+        what such a pair's difference counts; the weight is as it is told here until the next one is asked for. Each
+        group has directions of its own, whatever was asked of the others.
+        """
+        eps, draws = float(sources.settings.get("eps", 1e-3)), int(sources.settings.get("draws", 1))
+        generator = torch.Generator().manual_seed(seed + zlib.crc32(group.name.encode()))
+        for batch in sources.task.calibration():
+            for p in makers(group, sources):
+                size = float(p.abs().sum()) if sources.settings.get("weighted") else 1.0
+                before = p.clone()
+                for _ in range(draws):
+                    z = torch.randn(p.shape, generator=generator).to(p)
+                    try:
+                        for way in (eps, -eps):
+                            p.copy_(before + way * z)
+                            yield batch, size / (2 * eps)
+                    finally:
+                        p.copy_(before)
+
+    def dealt(self, sources: Sources, slopes: dict[str, Tensor]) -> GroupTensors:
+        """Of groups that share a density, the mean over their units of all processes' slopes."""
+        slopes = averaged_over_ranks(slopes)
         found: dict[str, Tensor] = {}
         for groups in dealt_to(sources).values():
             total = torch.stack([slopes[g.name] for g in groups]).sum()
             found |= each(groups, total / sum(g.units for g in groups))
-        yield found
+        return found
 
-    def slope(self, sources: Sources, weights: list[Tensor]) -> Float[Tensor, ""]:
-        """Of one group, summed over its weights and the batches."""
-        eps, draws = float(sources.settings.get("eps", 1e-3)), int(sources.settings.get("draws", 1))
-        total, batches = 0.0, 0
-        with evidence_mode(sources.model, {}, sources.generator), torch.no_grad():
-            for batch in sources.task.calibration():
-                batches += 1
-                for p in weights:
-                    size = float(p.abs().sum()) if sources.settings.get("weighted") else 1.0
-                    total += size * sum(abs(self.difference(sources, batch, p, eps)) for _ in range(draws))
-        if not batches:
-            raise DataError(NO_BATCH)
-        return torch.tensor(total, dtype=torch.float64)
 
-    def difference(self, sources: Sources, batch: object, p: Tensor, eps: float) -> float:
-        """Along one direction."""
-        before = p.clone()
-        z = torch.randn(p.shape, generator=sources.generator).to(p)
-        try:
-            p.copy_(before + eps * z)
-            above = float(sources.task.loss_of(sources.model, batch))
-            p.copy_(before - eps * z)
-            return (above - float(sources.task.loss_of(sources.model, batch))) / (2 * eps)
-        finally:
-            p.copy_(before)
+def slope(told: Sequence[tuple[float, float]]) -> Float[Tensor, ""]:
+    """Of a group, from the losses of its trials in order, with what their differences count."""
+    if not told:
+        raise DataError(NO_BATCH)
+    pairs = zip(told[::2], told[1::2], strict=True)
+    return torch.tensor(sum(abs(above - below) * c for (above, c), (below, _) in pairs), dtype=torch.float64)

@@ -171,7 +171,8 @@ class InverseFisherEvidence(FisherEvidence):
     (WoodFisher: Singh & Alistarh 2020, arXiv:2004.14340).
 
     The papers build the inverse by rank-one updates, one per gradient; the same matrix is inverted here at once, in
-    float64. The asking part's fields: `damp`, `block`. Cost: one backward per batch; `block` numbers per
+    float64. Gradients of weights that are pruned already count as zero, as in the papers' code: they move no more.
+    The asking part's fields: `damp`, `block`. Cost: one backward per batch; `block` numbers per
     weight in memory, the inversion of all blocks.
     """
 
@@ -184,6 +185,7 @@ class InverseFisherEvidence(FisherEvidence):
     def inverse(self, sources: Sources) -> dict[str, Float[Tensor, "blocks b b"]]:
         """Name -> the blocks of the inverse; the last one is filled up with weights that do not exist."""
         names = scored(sources, self.roles)
+        there = {n: held(sources, n) for n in names}
         block, damp = int(sources.settings.get("block", 50)), float(sources.settings.get("damp", 1e-5))
         size = {n: min(block, p.numel()) for n, p in names.items()}
         total = {
@@ -196,6 +198,8 @@ class InverseFisherEvidence(FisherEvidence):
                 del total[n]
             for n, t in total.items():
                 for rows in found.rows(n):
+                    keep = there[n]
+                    rows = rows if keep is None else rows * keep
                     padded = torch.nn.functional.pad(rows.double(), (0, t.shape[0] * size[n] - rows.shape[1]))
                     blocks = padded.reshape(len(rows), -1, size[n]).transpose(0, 1)
                     t.baddbmm_(blocks.transpose(1, 2), blocks)
@@ -205,6 +209,24 @@ class InverseFisherEvidence(FisherEvidence):
         for t in total.values():
             t.diagonal(dim1=1, dim2=2).add_(damp)
         return {n: torch.cholesky_inverse(torch.linalg.cholesky(t)) for n, t in total.items()}
+
+
+def held(sources: Sources, name: str) -> Float[Tensor, "n"] | None:
+    """1 where a parameter's weights are still there and 0 where they are pruned, flat; None where all are."""
+    keep: Tensor | None = None
+    p = sources.parameters[name]
+    for group in (g for g in sources.groups if g.name in sources.masks):
+        for member in (m for m in group.members if m.param == name and not bool(sources.masks[group.name].all())):
+            one = group.spread(member, sources.masks[group.name], p.shape)
+            keep = one if keep is None else keep & one
+    return None if keep is None else keep.to(p.device, p.dtype).flatten()
+
+
+class InverseFisherMatrixEvidence(InverseFisherEvidence):
+    """The blocks of the same inverse, `[blocks, b, b]`, by parameter instead of by group."""
+
+    def collect(self, sources: Sources) -> Iterator[GroupTensors]:
+        yield self.inverse(sources)
 
 
 class InverseFisherBlockEvidence(InverseFisherEvidence):

@@ -92,6 +92,26 @@ class SensitivityBoundEvidence(Gathered):
         yield {name: torch.stack([mean[name], wild[name]], -1) for name in mean}
 
 
+class SensitivityMeanEvidence(Gathered):
+    """The moving average of |w dL/dw|, from zero; the asking part's field: `beta`. Cost: a product per step, a number
+    per weight.
+    """
+
+    key: ClassVar[str] = "sensitivity_mean"
+
+    def observe(
+        self,
+        store: dict[str, Tensor],
+        weights: Mapping[str, Tensor],
+        gradients: Mapping[str, Tensor],
+        settings: Mapping[str, Any],
+    ) -> None:
+        beta = float(settings.get("beta", 0.85))
+        for n, g in gradients.items():
+            now = (weights[n].detach() * g).abs()
+            store[n] = torch.lerp(now, store.get(n, torch.zeros_like(now)), beta)
+
+
 class RunningTaylorEvidence(Gathered):
     """The moving average of (sum over a unit's parameters of p dL/dp)^2, one number per unit; it starts at the first
     step's (Molchanov et al. 2019, arXiv:1906.10771). The asking part's field: `momentum`.
@@ -158,6 +178,9 @@ Movement = Annotated[Float[Tensor, "*units k"], MovementEvidence()]
 
 SensitivityBound = Annotated[Float[Tensor, "*units k 2"], SensitivityBoundEvidence()]
 """`[*units, k, 2]`: moving averages of |w dL/dw| and of its distance from that average."""
+
+SensitivityMean = Annotated[Float[Tensor, "*units k"], SensitivityMeanEvidence()]
+"""`[*units, k]`: moving average of |w dL/dw|."""
 
 RunningTaylor = Annotated[Float[Tensor, "*units 1"], RunningTaylorEvidence()]
 """`[*units, 1]`: moving average of the squared first-order effect of each unit's weights."""

@@ -26,6 +26,15 @@ class KeptEvidence(Evidence):
         return found
 
 
+class MarkedShareEvidence(KeptEvidence):
+    """Which share of all units that are marked to go lies in the group; 0 where none are. Cost: none."""
+
+    def by_group(self, sources: Sources, tensors: Mapping[str, Tensor]) -> GroupTensors:
+        gone = {n: (~k).sum().double() for n, k in super().by_group(sources, tensors).items()}
+        total = sum(float(g) for g in gone.values())
+        return {n: g / max(total, 1.0) for n, g in gone.items()}
+
+
 class WantedEvidence(KeptEvidence):
     """What the next event would keep if it came now: the recipe's criterion scores, its allocation chooses.
 
@@ -159,6 +168,9 @@ def round_of(sources: Sources, age: int | None = None) -> int:
 
 Kept = Annotated[Bool[Tensor, "*units 1"], KeptEvidence()]
 """`[*units, 1]`: whether a unit is kept, or marked to be kept, by now."""
+
+MarkedShare = Annotated[Float[Tensor, ""], MarkedShareEvidence()]
+"""Which share of all units that are marked to go lies in the group."""
 
 Wanted = Annotated[Bool[Tensor, "*units 1"], WantedEvidence()]
 """`[*units, 1]`: whether the next event would keep the unit if it came now."""

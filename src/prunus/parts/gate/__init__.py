@@ -9,6 +9,7 @@ from prunus.parts.gate.constrained import DualRestart, Lagrangian, TargetShape
 from prunus.parts.gate.density import LearnedDensity
 from prunus.parts.gate.estimated import Arm, PolicyGradient
 from prunus.parts.gate.exploring import Dormant, PowerPropagation, SoftBoundary, TopKast
+from prunus.parts.gate.factored import FactoredMovement
 from prunus.parts.gate.fista import SoftMask
 from prunus.parts.gate.heaviside import LogisticHeaviside
 from prunus.parts.gate.movement import MovementGate, SoftMovementGate
@@ -17,7 +18,7 @@ from prunus.parts.gate.scores import Bernoulli, BinaryPopup, Popup, SignedPopup
 from prunus.parts.gate.soft import Coefficient, TargetMean
 from prunus.parts.gate.straight import Reselected, Straight
 from prunus.parts.gate.subset import GumbelSubset
-from prunus.parts.gate.thresholds import MaskingThreshold, SoftThresholding
+from prunus.parts.gate.thresholds import LayerThreshold, MaskingThreshold, SoftThresholding
 from prunus.parts.gate.variational import Bottleneck, ConstrainedBottleneck, GaussianScale, WeightPosterior
 
 __all__ = [
@@ -33,11 +34,13 @@ __all__ = [
     "ConstrainedBottleneck",
     "Dormant",
     "DualRestart",
+    "FactoredMovement",
     "GaussianScale",
     "GivenCandidates",
     "GumbelSubset",
     "HardConcrete",
     "Lagrangian",
+    "LayerThreshold",
     "LearnedDensity",
     "LogisticHeaviside",
     "MaskingThreshold",

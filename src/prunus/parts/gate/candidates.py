@@ -12,8 +12,8 @@ from torch import Tensor
 
 from prunus.core.errors import SpecError
 from prunus.core.evidence import Evidence
-from prunus.core.gate import Moment
-from prunus.core.part import Criterion, Gate, needs
+from prunus.core.gate import Gate, Moment
+from prunus.core.part import Criterion, needs
 from prunus.parts.evidence import Weight
 
 

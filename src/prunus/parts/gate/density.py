@@ -10,8 +10,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from prunus.core.errors import SpecError
-from prunus.core.gate import Moment
-from prunus.core.part import Gate
+from prunus.core.gate import Gate, Moment
 from prunus.parts.evidence import Weight
 
 

@@ -11,8 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from prunus.core.errors import SpecError
-from prunus.core.gate import Moment
-from prunus.core.part import Gate
+from prunus.core.gate import Gate, Moment
 
 
 @dataclass(frozen=True)

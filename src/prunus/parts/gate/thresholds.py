@@ -3,15 +3,14 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
 from prunus.core.errors import SpecError
-from prunus.core.gate import Moment
-from prunus.core.part import Gate
+from prunus.core.gate import Gate, Moment
 from prunus.parts.evidence import Weight
 
 
@@ -133,3 +132,66 @@ class MaskingThreshold(Gate):
 
     def optimizer(self, parameters: list[Tensor]) -> torch.optim.Optimizer:
         return torch.optim.SGD(parameters, lr=self.lr, momentum=self.momentum)
+
+
+@dataclass(frozen=True)
+class LayerThreshold(Gate):
+    """sigmoid((s - t) / tau), s the Euclidean norm of a unit's weights over the mean of its layer's, t a threshold for
+    each layer, trained by the task's loss and the term strength * max(0, left - goal)^2, left the mean of the gates: a
+    budget moves the thresholds, the loss says which of them (inspired by layer-adaptive progressive pruning: Zhai et
+    al. 2023, arXiv:2309.14157).
+
+    tau falls from `hot` to `cold` as a geometric series, so that gates come to be 0 and 1; goal falls from 1 to the
+    density in a straight line over the share `warm` of the steps. No gradient goes from s to the weights, which are
+    trained along with their gates on. What stays is multiplied by 1. t starts from `start`; Adam. Worth s - t.
+    `weighs="weights"` takes left over the weights that units own.
+
+    Shapes: t `[1, ...]` per layer. Units: norms over their layer's mean, comparable across layers. Cost: a norm per
+    unit and use. Differs: of the paper its abstract could be read, which has a threshold for each layer, both terms and
+    the gradual path; the functions and numbers are these. It adds a light bypass to every layer, which is not here.
+    """
+
+    hot: float = 0.1
+    cold: float = 0.03
+    start: float = 0.0
+    strength: float = 300.0
+    warm: float = 0.8
+    lr: float = 0.05
+    weighs: Literal["units", "weights"] = "units"
+    sees: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        if not (self.hot >= self.cold > 0 and self.strength >= 0 and 0 <= self.warm <= 1 and self.lr > 0):
+            raise SpecError(f"{self}: hot >= cold > 0, strength >= 0, 0 <= warm <= 1, lr > 0")
+
+    def __call__(self, w: Weight) -> Float[Tensor, "..."]:
+        return w.new_full([1] * (w.ndim - 1), self.start)
+
+    def value(self, theta: Float[Tensor, "..."], moment: Moment) -> Float[Tensor, "..."]:
+        assert moment.w is not None
+        over, far = self.worth_over(theta, moment.w), moment.progress
+        tau = self.hot ** (1 - far) * self.cold**far
+        return torch.ones_like(over) if far >= 1 else (over / tau).sigmoid()
+
+    def penalty(self, thetas: Mapping[str, Float[Tensor, "..."]], moment: Moment) -> Float[Tensor, ""]:
+        values = {n: self.value(t, moment.others[n]) for n, t in thetas.items()}
+        left = mean_of(values, moment.sizes if self.weighs == "weights" else dict.fromkeys(values, 1.0))
+        goal = 1 - (1 - moment.density) * (min(1.0, moment.progress / self.warm) if self.warm else 1.0)
+        return self.strength * (left - goal).clamp(min=0).square()
+
+    def worth_over(self, theta: Float[Tensor, "..."], w: Float[Tensor, "*units k"]) -> Float[Tensor, "*units"]:
+        size = torch.linalg.vector_norm(w, dim=-1).to(theta)
+        return torch.sub(size / size.mean().clamp(min=torch.finfo(size.dtype).tiny), theta)
+
+    def open(self, theta: Float[Tensor, "..."], moment: Moment) -> Bool[Tensor, "..."]:
+        assert moment.w is not None
+        return self.worth_over(theta, moment.w) > 0
+
+    def optimizer(self, parameters: list[Tensor]) -> torch.optim.Optimizer:
+        return torch.optim.Adam(parameters, lr=self.lr)
+
+
+def mean_of(values: Mapping[str, Float[Tensor, "..."]], sizes: Mapping[str, float]) -> Float[Tensor, ""]:
+    """The mean of all units' values, a unit of a group counting as much as its size."""
+    total = torch.stack([sizes[n] * v.sum() for n, v in values.items()]).sum()
+    return total / sum(sizes[n] * v.numel() for n, v in values.items())

@@ -9,6 +9,7 @@ from prunus.parts.granularity.expert import Expert
 from prunus.parts.granularity.head import Head
 from prunus.parts.granularity.inner import Inner, Middle
 from prunus.parts.granularity.rank import Rank
+from prunus.parts.granularity.remainder import Remainder
 from prunus.parts.granularity.tile import Tile
 from prunus.parts.granularity.width import Width
 
@@ -23,6 +24,7 @@ __all__ = [
     "Inner",
     "Middle",
     "Rank",
+    "Remainder",
     "Tile",
     "Width",
 ]

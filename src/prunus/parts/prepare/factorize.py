@@ -1,7 +1,7 @@
 """Layers as products of two, so that singular components are units."""
 
 import fnmatch
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -45,24 +45,29 @@ class Factorize(Preparation):
             raise SpecError(f"Factorize(split={self.split!r}): one of {', '.join(get_args(Split))}")
 
     def __call__(self, model: nn.Module, example: Any = None, task: Any = None) -> nn.Module:
-        written = [m for m in model.modules() if isinstance(m, Factors)]
-        parts = {part for m in written for part in m}
-        found = [m for n, m in model.named_modules() if n and m not in parts and writable(m, model) and self.wants(n)]
-        found = found[:-1] if self.skip_last and not written else found
+        found, written = unwritten(model, Factors, self.exclude, skip_last=self.skip_last)
         if not found and not written:
             raise SpecError(f"Factorize finds no layer of {type(model).__name__} that it can write as a product")
-        if bad := [n for n, m in model.named_modules() if m in found and not _finite(m)]:
-            raise WeightsError(f"{listed(bad)} hold NaN or infinite weights, of which no product is made; reload them")
-        made = {m: product(m, self.split) for m in found}
-        for owner in list(model.modules()):
-            for name, child in list(owner._modules.items()):
-                if child in made:
-                    owner._modules[name] = made[child]
-        return model
+        check_finite(model, found)
+        return replaced(model, {m: product(m, self.split) for m in found})
 
-    def wants(self, name: str) -> bool:
-        """Whether the user did not exclude a layer."""
-        return not any(fnmatch.fnmatch(name, e) for e in self.exclude)
+
+def unwritten(
+    model: nn.Module, done: type[nn.Module], exclude: tuple[str, ...], *, skip_last: bool
+) -> tuple[list[nn.Module], bool]:
+    """The layers that can be written anew as modules of a class, and whether some are so already."""
+    written = [m for m in model.modules() if isinstance(m, done)]
+    inside = {part for m in written for part in m.modules()} - set(written)
+    found = [
+        m
+        for n, m in model.named_modules()
+        if n and m not in inside and (isinstance(m, done) or writable(m, model)) and not _named(n, exclude)
+    ]
+    return [m for m in (found[:-1] if skip_last else found) if not isinstance(m, done)], bool(written)
+
+
+def _named(name: str, patterns: tuple[str, ...]) -> bool:
+    return any(fnmatch.fnmatch(name, p) for p in patterns)
 
 
 def writable(module: nn.Module, model: nn.Module) -> bool:
@@ -75,11 +80,12 @@ def writable(module: nn.Module, model: nn.Module) -> bool:
     return own is not None and not shared and not hooked and min(own.shape[0], own[0].numel()) >= 2
 
 
-def product(module: nn.Module, split: Split) -> Factors:
-    """The two maps that a module is written as."""
+def product(module: nn.Module, split: Split, rank: int | None = None) -> Factors:
+    """The two maps that a module is written as; with a rank, of so many largest components alone."""
     weight = module._parameters["weight"]
     assert weight is not None
     u, s, v = torch.linalg.svd(weight.detach().double().flatten(1), full_matrices=False)
+    u, s, v = u[:, :rank], s[:rank], v[:rank]
     inner, outer = {"even": (s.sqrt(), s.sqrt()), "in": (s, s**0), "out": (s**0, s)}[split]
     first, second = MAPS[type(module)](module, len(s))
     pair = Factors(first, second).to_empty(device=weight.device).to(weight.dtype).train(module.training)
@@ -89,6 +95,21 @@ def product(module: nn.Module, split: Split) -> Factors:
     if (bias := module._parameters.get("bias")) is not None:
         second._parameters["bias"] = bias
     return pair
+
+
+def check_finite(model: nn.Module, found: list[nn.Module]) -> None:
+    """Refuse weights that have no singular values."""
+    if bad := [n for n, m in model.named_modules() if m in found and not _finite(m)]:
+        raise WeightsError(f"{listed(bad)} hold NaN or infinite weights, of which no product is made; reload them")
+
+
+def replaced(model: nn.Module, made: Mapping[nn.Module, nn.Module]) -> nn.Module:
+    """The model with other modules in the place of some, in place."""
+    for owner in list(model.modules()):
+        for name, child in list(owner._modules.items()):
+            if child is not None and child in made:
+                owner._modules[name] = made[child]
+    return model
 
 
 def _finite(module: nn.Module) -> bool:

@@ -3,7 +3,7 @@
 from prunus.parts.prox.phases import Ticking
 from prunus.parts.prox.quota import CostQuota
 from prunus.parts.prox.steps import ActiveGradient, Decaying, HalfSpace, MarkedHalfSpace
-from prunus.parts.prox.thresholds import SoftThreshold
+from prunus.parts.prox.thresholds import MarkedThreshold, SoftThreshold
 
 __all__ = [
     "ActiveGradient",
@@ -11,6 +11,7 @@ __all__ = [
     "Decaying",
     "HalfSpace",
     "MarkedHalfSpace",
+    "MarkedThreshold",
     "SoftThreshold",
     "Ticking",
 ]

@@ -13,20 +13,24 @@ class MarkThenCut(Schedule):
 
     In between nothing is zero: a penalty, a proximal map or a gate works on what is marked, so that its removal hurts
     less (growing regularization: Wang et al. 2021, arXiv:2012.09243). `again` further times at even distances in
-    between the choice is made anew.
+    between the choice is made anew; the last time at the fraction `until` where that is given, and one distance before
+    the removal otherwise.
     """
 
     at: float = 0.0
     cut: float = 0.5
     again: int = 0
+    until: float | None = None
 
     def __post_init__(self) -> None:
-        if not (0 <= self.at <= self.cut <= 1 and self.again >= 0):
-            raise SpecError(f"{self}: 0 <= at <= cut <= 1 are fractions of the steps, and again >= 0")
+        until = self.cut if self.until is None else self.until
+        if not (0 <= self.at <= until <= self.cut <= 1 and self.again >= 0):
+            raise SpecError(f"{self}: 0 <= at <= until <= cut <= 1 are fractions of the steps, and again >= 0")
 
     def __call__(self, density: float, steps: int) -> tuple[Event, ...]:
         first, last = round(self.at * steps), round(self.cut * steps)
-        times = sorted({first + (last - first) * i // (self.again + 1) for i in range(self.again + 1)})
+        until, parts = (last, self.again + 1) if self.until is None else (round(self.until * steps), max(1, self.again))
+        times = sorted({first + (until - first) * i // parts for i in range(self.again + 1)})
         return (*(Event(t, density, mark=True, revive=True) for t in times), Event(last, density))
 
 

@@ -1,18 +1,31 @@
 """Data-free against data-driven pruning before training."""
 
+from dataclasses import replace
+
 from prunus.lab.contrast.contrast import Claim, Contrast, Quoted, arm
+
+_MADE = {
+    "ratio": arm("Smart-Ratio", "smart_ratio"),
+    "synflow": arm("SynFlow, 100 rounds", "synflow"),
+    "noise": arm("SNIP, noise", "snip_data_free"),
+    "snip": arm("SNIP, weights", "snip"),
+    "magnitude": arm("magnitude, one shot", "magnitude"),
+}
+_SAME = "figure 8: every layer keeps the same share on CIFAR-10 and on SVHN"
+_OTHER = "figure 8: layers keep another share on CIFAR-10 than on SVHN"
+_FIGURE = {"ratio": _SAME, "synflow": _SAME, "noise": "", "snip": _OTHER, "magnitude": _OTHER}
+_HALVES = {"first": (0.0, 0.5), "second": (0.5, 1.0)}
 
 contrast = Contrast(
     name="data",
     title="Data-free and data-driven pruning",
     section="7.3, table 8, figure 8",
     question="What do scores gain from looking at the data?",
-    arms=(
-        arm("Smart-Ratio", "smart_ratio"),
-        arm("SynFlow, 100 rounds", "synflow"),
-        arm("SNIP, noise", "snip_data_free"),
-        arm("SNIP, weights", "snip"),
-        arm("magnitude, one shot", "magnitude"),
+    arms=tuple(_MADE.values()),
+    aside=tuple(
+        replace(one, name=f"{one.name}, {half} half", training="none", where={"classes": classes})
+        for one in _MADE.values()
+        for half, classes in _HALVES.items()
     ),
     claims=(
         Claim(
@@ -36,6 +49,18 @@ contrast = Contrast(
             right="Smart-Ratio",
             survey="better in 5 of 6 cells",
         ),
+        *(
+            Claim(
+                id=f"shares-{name}",
+                text=f"{one.name}: {'other' if said == _OTHER else 'the same'} shares of layers are kept on other data",
+                left=f"{one.name}, first half",
+                right=f"{one.name}, second half",
+                metric="shares",
+                exact="some" if said == _OTHER else "none",
+                survey=said,
+            )
+            for (name, one), said in zip(_MADE.items(), _FIGURE.values(), strict=True)
+        ),
     ),
     survey=(
         Quoted(
@@ -50,5 +75,11 @@ contrast = Contrast(
             ),
         ),
     ),
-    notes=("Magnitude ranks trained weights: before training its masks could not differ between data sets.",),
+    notes=(
+        "Magnitude ranks trained weights: before training its masks could not differ between data sets.",
+        (
+            "Shares of layers on other data: masks of the same network with the same initial weights on either half of "
+            "the classes, not trained further, and compared exactly, number by number."
+        ),
+    ),
 )
