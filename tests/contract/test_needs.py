@@ -115,8 +115,8 @@ def test_an_example_that_is_needed_is_asked_for(name: str, network: str) -> None
 
 @pytest.mark.parametrize(
     "name",
-    # Prune-and-grow recipes start from a random mask, a controller from what it answers untrained: without steps they look
-    # at no data.
+    # Prune-and-grow recipes start from a random mask, a controller from what it answers untrained: no data
+    # are looked at without steps.
     sorted(
         {r for r, _ in TOLD if prunus.methods.get(r).scores_from == "labels" and prunus.methods.get(r).grow is None}
         - {"ato"}
