@@ -116,7 +116,7 @@ def test_derivatives_are_those_of_what_is_kept(folders: dict[str, Path], tmp_pat
     dense = f"mlp@{folders['dense']}"
     flow = told("analyze", "gradient-flow", folders["a"], dense, *MLP)["networks"]
     assert flow[0]["flow"] < flow[0]["whole"] and flow[1]["flow"] == pytest.approx(flow[1]["whole"])
-    # The whole gradient of the masked network by hand, on the same examples.
+    # A fifth of the three matrices, and all biases.
     assert flow[0]["parameters"] == 2160 + 150 and sum(flow[1]["layers"].values()) == pytest.approx(flow[1]["flow"])
     spectrum = told("analyze", "hessian", folders["a"], *MLP, "--iterations", 6, "--probes", 1, "--top", 2)
     (one,) = spectrum["networks"]

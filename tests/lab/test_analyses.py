@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 import prunus
 from prunus import Budget, Task, methods
-from prunus.core.errors import SpecError
+from prunus.core.errors import DataError, SpecError
 from prunus.lab import analyses
 from prunus.lab.data.dataset import images
 
@@ -123,6 +123,9 @@ def test_instability_is_the_score_around_every_event_of_the_same_run() -> None:
     assert [d.after for d in found.drops] == pytest.approx([seen[e] for e in events], abs=1e-5)
     with pytest.raises(SpecError, match="trains in its own way"):
         analyses.stability(model, TASK, "l0", Budget(0.5), minus_loss, steps=5, optimizer=made)
+    broken = replace(TASK, loss=lambda m, b: loss(m, b) * math.nan)
+    with pytest.raises(DataError, match="the loss is nan"):
+        analyses.stability(model, broken, recipe, Budget(0.2), minus_loss, steps=5, optimizer=made)
 
 
 def test_a_curve_prunes_the_same_weights_again_and_again() -> None:

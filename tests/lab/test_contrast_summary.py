@@ -82,7 +82,11 @@ def test_every_run_is_in_the_record_once(found: Found) -> None:
     assert {p.rate for p in made.points_found} == {0.1}
     assert {r.seed for p in made.points_found for r in p.runs} == {0, 1, 2}
     assert made.seeds == [0, 1, 2] and made.points == list(found.tier.points(found.sheet.contrast.points))
-    assert "held-out" in str(made.protocol["learning rate"])
+    told = "chosen for every {} with the first seed, by held-out accuracy"
+    assert made.protocol["learning rate"] == told.format("arm and point")
+    by_arm = Sheet(found.sheet.contrast, found.tier.model_copy(update={"tuned": "arm"}), {})
+    once = summary(by_arm, [], HERE, {}, created="today").protocol["learning rate"]
+    assert once == told.format("arm, at the point in the middle,")
     assert made.command and made.created == "today" and made.section == "7.1, table 7"
     assert ContrastRecord.from_json(made.to_json()) == made
 

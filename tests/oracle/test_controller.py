@@ -12,10 +12,11 @@ from torch import Tensor, nn
 
 import prunus
 from prunus import Task, methods
-from prunus.core.errors import SpecError
+from prunus.core.errors import NothingScored, SpecError
 from prunus.core.evidence import Sources
 from prunus.parts.criteria import ControllerWorth
 from prunus.parts.evidence.controller import off_target, share_left
+from prunus.parts.granularity import Element
 from prunus.parts.prox import MarkedThreshold
 from prunus.parts.schedule import MarkThenCut
 from tests.oracle.shadow_nets import best
@@ -184,6 +185,25 @@ def test_an_interrupted_run_goes_on() -> None:
     pairs = zip(whole.model.parameters(), again.model.parameters(), strict=True)
     assert all(torch.equal(a, b) for a, b in pairs)
     assert all(torch.equal(whole.masks[n], again.masks[n]) for n in whole.masks)
+
+
+def test_units_that_nothing_reads_are_not_steered() -> None:
+    """Single weights: said at the event, as of every criterion that scores nothing; the steps before it are made."""
+    found = replace(methods.ato, criterion=WORTH, granularity=Element(), prox=None, schedule=MarkThenCut(at=0.5))
+    model = net()
+    session = prunus.Session(model, found, TASK, prunus.Budget(0.5), steps=STEPS)
+    optimizer = torch.optim.SGD(model.parameters(), lr=RATE)
+    session.attach(optimizer)
+
+    def trained() -> None:
+        for _ in range(STEPS):
+            optimizer.zero_grad()
+            squared(model).backward()
+            optimizer.step()
+
+    with pytest.raises(NothingScored, match="ControllerWorth scores nothing"):
+        trained()
+    assert session.step == 8 and not session.running.get("controller")
 
 
 def test_settings_that_cannot_be() -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from prunus.cli.networks import Built
-from prunus.cli.setting import Data, Download, Length, Root, data_for, fitting
+from prunus.cli.setting import Data, Download, Length, Pattern, Root, data_for, fitting
 from prunus.cli.subjects import Nets, Problems, Subject, subject
 from prunus.core.errors import SpecError
 
@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from prunus.core.task import Task
     from prunus.lab.data import Dataset
 
-Pattern = Annotated[str, typer.Option("--pattern", help="Files of a folder of text.")]
 Examples = Annotated[int, typer.Option("--examples", min=1, help="So many examples, drawn by the seed.")]
 Batch = Annotated[int, typer.Option("--batch-size", min=1, help="Examples at a time.")]
 Part = Annotated[str, typer.Option("--split", help="Of train, valid (held out of it) or test.")]

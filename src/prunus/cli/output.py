@@ -56,7 +56,7 @@ def say(message: str) -> None:
 
 def emit(data: Any) -> None:
     """One JSON document on stdout. Numbers that JSON has no sign for (NaN, infinity) become null."""
-    json.dump(_finite(data), sys.stdout, indent=1, allow_nan=False, default=str)
+    json.dump(finite(data), sys.stdout, indent=1, allow_nan=False, default=str)
     sys.stdout.write("\n")
 
 
@@ -132,9 +132,10 @@ def progress(total: int, what: str) -> Iterator[Any]:
     yield line
 
 
-def _finite(value: Any) -> Any:
+def finite(value: Any) -> Any:
+    """Plain values with null for numbers that JSON has no sign for."""
     if isinstance(value, float):
         return value if value - value == 0 else None
     if isinstance(value, Mapping):
-        return {k: _finite(v) for k, v in value.items()}
-    return [_finite(v) for v in value] if isinstance(value, list | tuple) else value
+        return {k: finite(v) for k, v in value.items()}
+    return [finite(v) for v in value] if isinstance(value, list | tuple) else value

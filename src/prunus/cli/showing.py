@@ -7,9 +7,9 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from prunus.cli.output import console, emit, say
+from prunus.cli.output import console, emit, finite, say
 from prunus.core.errors import SpecError
 
 if TYPE_CHECKING:
@@ -77,19 +77,10 @@ def _write(found: Analysis, out: Path) -> None:
             raise SpecError(f"--out {out}: this analysis has no plot; .html, .json and .csv have its tables")
         text = plot_svg(found.plots[0])
     elif out.suffix == ".json":
-        text = json.dumps(_plain(found.to_dict()), indent=1, allow_nan=False) + "\n"
+        text = json.dumps(finite(found.to_dict()), indent=1, allow_nan=False) + "\n"
     else:
         text = found.tables[0].csv()
     write_together(out.parent, {out.name: text})
-
-
-def _plain(value: Any) -> Any:
-    """Numbers that JSON has no sign for become null."""
-    if isinstance(value, float):
-        return value if value - value == 0 else None
-    if isinstance(value, dict):
-        return {k: _plain(v) for k, v in value.items()}
-    return [_plain(v) for v in value] if isinstance(value, list | tuple) else value
 
 
 @contextmanager

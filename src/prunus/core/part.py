@@ -29,7 +29,7 @@ Space = Mapping[str, Group]
 Reduce = Literal["sum", "mean", "l2", "max"]
 P = TypeVar("P", bound="Part")
 SLOTS: dict[str, type["Part"]] = {}
-"""Slot -> the class that its parts derive from; those derive from `Part` themselves, which puts them here."""
+"""Slot -> the class that its parts derive from: the first one that derives from `Part` itself, which puts it here."""
 
 
 class Part:
@@ -42,7 +42,7 @@ class Part:
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         if Part in cls.__bases__ and cls.slot:
-            SLOTS[cls.slot] = cls
+            SLOTS.setdefault(cls.slot, cls)
         elif cls.slot and not inspect.isabstract(cls) and "__call__" in dir(cls):
             Part._registry.setdefault(cls.slot, {})[cls.__name__] = cls
 

@@ -158,7 +158,7 @@ def walk(
     through: bool | Literal["all"] = False,
     put: Callable[[Any], Any] = _same,
     take: Callable[[Any], Any] = _same,
-    run_block: Callable[[str, nn.Module, Call], Any] | None = None,
+    run_block: Callable[[str, nn.Module, Call], Any] = _called,
 ) -> Iterator[Visit]:
     """Visit the blocks in the order in which the model runs them, all calibration batches at once.
 
@@ -201,8 +201,7 @@ def walk(
             ending = last and through != "all"
             for index, run in enumerate(runs[:1] if ending else runs):
                 with torch.no_grad():
-                    act = run_block or _called
-                    output = put(act(name, blocks[name], calls[index]))
+                    output = put(run_block(name, blocks[name], calls[index]))
                 calls.drop(index)
                 run.go_on(output)
                 del output

@@ -128,11 +128,11 @@ def lanczos(
     before it, twice (Golub & Van Loan, Matrix Computations, section 10.3); stops early where the space is exhausted.
     """
     q = start / start.norm()
-    basis, diagonal, beside = [q], list[float](), list[float]()
+    basis, diagonal, beside = q.new_empty(steps + 1, len(q)), list[float](), list[float]()
+    basis[0] = q
     for step in range(steps):
-        w = product(basis[-1])
-        diagonal.append(float(torch.dot(w, basis[-1])))
-        whole = torch.stack(basis)
+        w, whole = product(basis[step]), basis[: step + 1]
+        diagonal.append(float(torch.dot(w, basis[step])))
         for _ in range(2):
             w = w - whole.T @ (whole @ w)
         rest = float(w.norm())
@@ -143,7 +143,7 @@ def lanczos(
         if rest <= 1e3 * torch.finfo(w.dtype).eps * max(1e-300, max(map(abs, diagonal + beside))):
             beside[-1] = 0.0
             break
-        basis.append(w / rest)
+        basis[step + 1] = w / rest
     inner = torch.tensor(beside[:-1], dtype=torch.float64)
     small = torch.diag(torch.tensor(diagonal, dtype=torch.float64)) + torch.diag(inner, 1) + torch.diag(inner, -1)
     values, vectors = torch.linalg.eigh(small)

@@ -93,11 +93,11 @@ def scaling_intervals(
     Args:
         law: what `fit_scaling_law` made of these points.
 
-    Cost: a small fit per resample, each begun at the law. Errors: as `fit_scaling_law`, `SpecError` for a share that is
-    not in (0, 1) or fewer than 20 resamples.
+    Cost: a small fit per resample, each begun at the law. Errors: `SpecError` for a share that is not in (0, 1) or
+    fewer than 20 resamples, `MissingExtraError` without scipy; the points are not checked again.
     """
     if not 0 < share < 1 or resamples < 20:
-        raise SpecError(f"share={share} lies in (0, 1), and {resamples} resamples are too few: 20 or more")
+        raise SpecError(f"share={share}, resamples={resamples}: a share lies in (0, 1), and fewer than 20 are too few")
     d, e = np.asarray(densities, dtype=float), np.asarray(errors, dtype=float)
     optimize = require("scipy.optimize", extra="solve", why="a scaling law is fitted by least squares")
     begin = np.log([law.high / law.dense, law.gamma, law.p])

@@ -63,7 +63,7 @@ def tangent_kernel(
         outputs: `each` takes every output of every example as a row, `sum` one row per example, the sum of its outputs.
         told: called with (rows done, rows in all).
 
-    Cost: a forward, a backward per row, and `rows * parameters` numbers in memory.
+    Cost: a forward, a backward per row, and `rows * parameters` numbers in memory, twice (once in float64).
     Errors: `DataError` for outputs that are no `[examples, ...]` of floating numbers or not finite.
     """
     with derivable(model):
@@ -123,7 +123,8 @@ def jacobian_values(model: nn.Module, task: Task, batch: Any, *, told: Told | No
         told: called with (outputs done, outputs in all).
 
     Cost: a forward and a backward per output; a decomposition of `[outputs, inputs]` per example.
-    Errors: `SpecError` for inputs that are no floating numbers (token ids have no derivative).
+    Errors: `SpecError` for inputs that are no floating numbers (token ids have no derivative) or more than one,
+        `DataError` for outputs as `tangent_kernel`.
     """
     args, kwargs = inputs_of(batch)
     given = [t for t in (*args, *kwargs.values()) if isinstance(t, Tensor)]

@@ -51,7 +51,7 @@ def settled(run: Run) -> Recipe:
     What it goes by is gathered from the dense folder, a block in memory at a time, and is what `prunus.engine.ahead`
     gathers in memory. It is written down after every block, so that a stopped pass goes on there.
     Cost: reading the blocks once; a forward over the data, and another one for the evidence, where that reads inputs.
-    Where it reads the loss, as much for every block as `_tried` says.
+    Where it reads the loss, for every block as much as `_tried` says: the folder is read as often as it has blocks.
     """
     allocate, state = run.recipe.allocate, run.state
     ahead = allocate.foresees()
@@ -177,7 +177,8 @@ def _tried(
     """What the loss says of a block (`ForwardDifferenceEvidence`).
 
     Cost: reading the whole folder; for every trial, of which there are two for each draw, weight of the block and
-    batch, a forward. Memory: a block, one of its weights twice, and its inputs for all trials (beyond `memory`, files).
+    batch, a forward. Memory: a block, one of its weights as it was, moved, and by what, and the block's inputs for all
+    trials (beyond `memory`, files), each of which has a thread.
     """
     skeleton = run.skeleton
     task = Task(calib=run.batches, loss=own_loss)

@@ -84,8 +84,9 @@ def prune_folder(
 
     Returns: what was done; a `Shrunk` where units or layers are gone.
     Cost: reading and writing the blocks' weights once (tables outside of them are read when they are called, and
-        copied; a pass ahead reads the blocks once more), a forward, and the recipe's own; memory: a block, its scores
-        and masks, what the recipe collects on it, and its inputs for all batches.
+        copied; a pass ahead reads the blocks once more, one that goes by the loss once for every block), a forward, and
+        the recipe's own; memory: a block, its scores and masks, what the recipe collects on it, and its inputs for all
+        batches.
     Process: where whole blocks stay (no units or layers go), glibc's threshold for memory maps is set for the whole
         process, for good: tensors of 4 MB and more go back to the system at once (`prunus.stream.memory.tight`).
     Errors: `DataError` for a damaged folder or data that does not fit; `SpecError` for a recipe that is not local, or

@@ -52,10 +52,9 @@ def analyze(
         names = columns([s.name for s in found.subjects])
         return _shown(names, spectra, found.facts)
 
-    count = len(found.subjects)
-    return Work(
-        f"would take up to {count * probes * iterations} Hessian products", {**found.facts, "networks": count}, run
-    )
+    # One per weight where all eigenvalues are worked out, which is known once the weights are counted.
+    count, most = len(found.subjects), max(probes * iterations, exact)
+    return Work(f"would take up to {count * most} Hessian products", {**found.facts, "networks": count}, run)
 
 
 def _shown(names: tuple[str, ...], spectra: list[Spectrum], facts: dict[str, str | int | float]) -> Analysis:

@@ -20,7 +20,7 @@ ABOUT = About(
 
 def analyze(
     nets: NetsOnData,
-    rows: Annotated[int, typer.Option("--rows", min=1, help="Of the examples, so many are looked at.")] = 32,
+    rows: Annotated[int, typer.Option("--rows", min=1, help="Of the first batch, so many are looked at.")] = 32,
     seed: Seed = 0,
 ) -> Work:
     """Singular values of the outputs' Jacobian by the input: near 1 signals pass unchanged, near 0 they are lost.

@@ -23,7 +23,7 @@ ABOUT = About(
 
 def analyze(
     nets: NetsOnData,
-    rows: Annotated[int, typer.Option("--rows", min=2, help="Of the examples, so many make the kernel.")] = 16,
+    rows: Annotated[int, typer.Option("--rows", min=2, help="Of the first batch, so many make the kernel.")] = 16,
     outputs: Annotated[str, typer.Option("--outputs", help="each: a row per output; sum: one per example.")] = "each",
     seed: Seed = 0,
 ) -> Work:

@@ -61,11 +61,11 @@ def analyze(
             title=f"Sensitivity of {one.name} to {method}",
             source=ABOUT.source,
             says=(
-(
-                f"Without pruning accuracy is {whole:.2%}. With {shares[-1]:.0%} of one layer gone it is between "
-                f"{least.scores[-1]:.2%} ({least.group}) and {most.scores[-1]:.2%} ({most.group})."
-),
-),
+                (
+                    f"Without pruning accuracy is {whole:.2%}. With {shares[-1]:.0%} of one layer gone it is between "
+                    f"{least.scores[-1]:.2%} ({least.group}) and {most.scores[-1]:.2%} ({most.group})."
+                ),
+            ),
             tables=(
                 Table(
                     "Accuracy with one layer pruned",

@@ -86,7 +86,7 @@ def noisy(data: Dataset, share: float, seed: int) -> Dataset:
     Errors: `SpecError` for a share outside [0, 1], or data that have no classes.
     """
     if not 0 <= share <= 1:
-        raise SpecError(f"--noise {share}: the share of wrong labels lies in [0, 1]")
+        raise SpecError(f"share={share}: the share of wrong labels lies in [0, 1]")
     if data.kind != "image":
         raise SpecError(f"{data.name} has no classes: labels of images are what can be made wrong")
     draw = torch.Generator().manual_seed(seed)

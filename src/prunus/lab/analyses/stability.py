@@ -17,6 +17,7 @@ from prunus.core.recipe import Recipe
 from prunus.core.task import Task
 from prunus.engine.apply_ import apply_
 from prunus.engine.prepare import resolve_recipe
+from prunus.measure.derivatives import finite
 
 Judge = Callable[[nn.Module], float]
 
@@ -76,7 +77,8 @@ def stability(
         rate: learning-rate factor by progress in [0, 1), as of `prunus.prune`.
 
     Cost: that of the run, and two `judge` per event.
-    Errors: `SpecError` for a recipe with a recovery or gates of its own, or whose events only regrow or mark.
+    Errors: `SpecError` for a recipe with a recovery or gates of its own, or whose events only mark; `DataError` for a
+        loss that is not finite.
     """
     chosen = resolve_recipe(recipe)
     if chosen.recover is not None or chosen.gate is not None:
@@ -126,11 +128,12 @@ def stability(
                         group["lr"] = lr * factor
                 made.zero_grad(set_to_none=True)
                 loss = session.loss(next(batches))
+                value = finite(loss)
                 loss.backward()
                 made.step()
                 after(step + 1)
                 if on_step is not None:
-                    on_step(step + 1, steps, float(loss.detach()))
+                    on_step(step + 1, steps, value)
             return Stability(tuple(drops), score())
     finally:
         session.detach()

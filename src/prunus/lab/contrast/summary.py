@@ -229,14 +229,22 @@ def _protocol(sheet: Sheet) -> dict[str, str | int | float]:
         if not sheet.unequal()
         else "not the same for every arm, see the warnings",
         "data": f"digest {', '.join(sorted(d[:12] for d in data))}" if data else "no run yet",
-        "learning rate": "chosen for every arm and point with the first seed, by held-out accuracy"
-        if any(len(p.rates) > 1 for p in sheet.problems.values())
-        else "the only one that was tried: not tuned",
+        "learning rate": _tuning(sheet),
         "test set": "looked at once, after the last step",
         "arms added as baselines": sum(a.baseline for a in arms),
         "optimizer steps of the runs shown": sum(r.steps for r in records),
         "processor time of the runs shown": f"{sum(r.seconds for r in records) / 60:.1f} minutes",
     }
+
+
+def _tuning(sheet: Sheet) -> str:
+    """How learning rates were chosen."""
+    if not any(len(p.rates) > 1 for p in sheet.problems.values()):
+        return "the only one that was tried: not tuned"
+    each = {"cell": "every arm and point", "arm": "every arm, at the point in the middle,"}[sheet.tier.tuned]
+    given = any("rates" in a.where for a in sheet.contrast.arms)
+    own = "; arms that name a rate have that one" if given else ""
+    return f"chosen for {each} with the first seed, by held-out accuracy{own}"
 
 
 def _failed(rows: Iterable[Row]) -> list[FailedRun]:

@@ -223,11 +223,14 @@ class _Ray:
                 f"a cluster cannot share the file {store.url}: give the store as the URL of a PostgreSQL database"
             )
         self.ray = require("ray", extra="cluster", why="--engine ray")
+        exceptions = self.ray.exceptions
+        # By a signal, by Ray's own watch over memory, or with its machine.
+        self.killed = (exceptions.WorkerCrashedError, exceptions.OutOfMemoryError, exceptions.NodeDiedError)
         self.mine = not self.ray.is_initialized()
         if self.mine:
             local = {} if address else {"num_cpus": jobs, "include_dashboard": False}
             self.ray.init(address=address, log_to_driver=False, **local)
-        self.store, self.jobs, self.device = store, jobs, device
+        self.store, self.jobs, self.device, self.place = store, jobs, device, here(device)
         self.task = self.ray.remote(num_cpus=1, num_gpus=int(device != "cpu"), max_retries=0)(_remote)
 
     def run(self, due: list[Spec]) -> Iterator[Made]:
@@ -239,7 +242,7 @@ class _Ray:
                 spec = waiting.pop(over)
                 try:
                     answer = self.ray.get(over)
-                except self.ray.exceptions.WorkerCrashedError as error:
+                except self.killed as error:
                     killed[spec.key] += 1
                     answer = self._lost(spec, error, again=killed[spec.key] < KILLED)
                     if answer is None:
@@ -252,13 +255,12 @@ class _Ray:
                 self.ray.cancel(task)
 
     def _begun(self, spec: Spec) -> Any:
-        place = here(self.device).model_dump()
-        return self.task.remote(self.store.url, spec.model_dump(mode="json"), self.device, place)
+        return self.task.remote(self.store.url, spec.model_dump(mode="json"), self.device, self.place.model_dump())
 
     def _lost(self, spec: Spec, error: Exception, *, again: bool) -> tuple[None, str] | None:
         """Free a run whose worker was killed; where it is not to be made again, write down that it failed."""
         trace = "" if again else f"{KILLED} processes that made it were killed, by the system or by hand: {error}"
-        self.store.lost(spec.key, here(self.device).key, trace)
+        self.store.lost(spec.key, self.place.key, trace)
         return None if again else (None, f"{spec.method} on {spec.problem.name}: its process was killed {KILLED} times")
 
     def close(self) -> None:

@@ -14,7 +14,7 @@ from prunus.core.evidence import Evidence, GroupTensors, Reads, Sources
 from prunus.core.groups import Group
 from prunus.parts.evidence.curvature import InputNormEvidence, ReaderWeightEvidence
 from prunus.parts.evidence.gradients import NO_BATCH
-from prunus.parts.evidence.mode import averaged_over_ranks, evidence_mode
+from prunus.parts.evidence.mode import averaged_over_ranks, evidence_mode, ranks
 
 PIECE = 1 << 20
 """Numbers that are worked on at once."""
@@ -100,8 +100,8 @@ def exponents(weight: Float[Tensor, "..."], group: Group) -> list[Float[Tensor, 
     if weight.ndim > 2 and not stack:  # a convolution: a matrix for every kernel position, pooled
         values = [torch.linalg.svdvals(weight.double().flatten(2).permute(2, 0, 1)).square().flatten()]
     else:
-        each = weight if stack else [weight] if weight.ndim > 1 else []
-        values = [torch.linalg.svdvals(w.double()).square() for w in each]
+        matrices = weight if stack else [weight] if weight.ndim > 1 else []
+        values = [torch.linalg.svdvals(w.double()).square() for w in matrices]
     return [hill(v) for v in values if len(v) > 1]
 
 
@@ -117,7 +117,7 @@ class ForwardDifferenceEvidence(Evidence):
     weight moved at a time along z ~ N(0, 1), divided by how many units there are; 0-d, float64.
 
     `eps`, `draws` (of z per batch) and `weighted` (multiply by the sum of |w|) are the asking part's. Weights are put
-    back bit by bit. Cost: 2 * draws forwards per weight and batch; a copy of one weight.
+    back bit by bit. Cost: 2 * draws forwards per weight and batch; one weight as it was, moved, and by what.
     """
 
     reads: ClassVar[Literal["labels"]] = "labels"
@@ -163,8 +163,10 @@ class ForwardDifferenceEvidence(Evidence):
                         p.copy_(before)
 
     def dealt(self, sources: Sources, slopes: dict[str, Tensor]) -> GroupTensors:
-        """Of groups that share a density, the mean over their units of all processes' slopes."""
-        slopes = averaged_over_ranks(slopes)
+        """Of groups that share a density, the mean over their units of all processes' slopes together: a run that goes
+        on with more processes, or fewer, has numbers of both.
+        """
+        slopes = {n: s * ranks() for n, s in averaged_over_ranks(slopes).items()}
         found: dict[str, Tensor] = {}
         for groups in dealt_to(sources).values():
             total = torch.stack([slopes[g.name] for g in groups]).sum()

@@ -42,13 +42,13 @@ class ControllerEvidence(RunningEvidence):
     passes: ClassVar[str] = "a forward and backward every few steps of training"
 
     def renew(self, store: dict[str, Tensor], sources: Sources) -> None:
+        if not steered(sources):
+            return
         if not store:
             store.update(drawn(sources))
         own, far = sources.settings, sources.step / max(1, sources.step + sources.left)
         if own["begin"] <= far < own["until"] and (sources.step + 1) % own["every"] == 0:
-            batches = list(sources.task.calibration())
-            if not batches:
-                raise DataError(NO_BATCH)
+            batches = shown(sources)
             self.learn(store, sources, batches[sources.step // own["every"] % len(batches)])
 
     def learn(self, store: dict[str, Tensor], sources: Sources, batch: Any) -> None:
@@ -77,10 +77,18 @@ class ControllerEvidence(RunningEvidence):
         store = sources.running.get(self.key, {})
         if not store and steered(sources):
             store = drawn(sources)
-            for batch in sources.task.calibration():
+            for batch in shown(sources):
                 self.learn(store, sources, batch)
         with torch.no_grad():
             yield {n: o.unsqueeze(-1) for n, o in log_odds(store, sources).items()}
+
+
+def shown(sources: Sources) -> list[Any]:
+    """The calibration batches. Errors: `DataError` where there are none."""
+    batches = list(sources.task.calibration())
+    if not batches:
+        raise DataError(NO_BATCH)
+    return batches
 
 
 def steered(sources: Sources) -> tuple[Group, ...]:

@@ -12,8 +12,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from prunus.core.counting import full
 from prunus.core.errors import SpecError
 from prunus.core.evidence import Evidence, GroupTensors, Reads, Sources
+from prunus.parts.evidence.foresight import kept_entries
 from prunus.parts.evidence.gradients import scored
 from prunus.parts.evidence.mode import averaged_over_ranks, ranks
 from prunus.parts.evidence.samples import SampleGradients, by_whole_group, each_backward, owners, wide
@@ -172,8 +174,8 @@ class InverseFisherEvidence(FisherEvidence):
 
     The papers build the inverse by rank-one updates, one per gradient; the same matrix is inverted here at once, in
     float64. Gradients of weights that are pruned already count as zero, as in the papers' code: they move no more.
-    The asking part's fields: `damp`, `block`. Cost: one backward per batch; `block` numbers per
-    weight in memory, the inversion of all blocks.
+    The asking part's fields: `damp`, `block`. Cost: one backward per batch; `block` numbers per weight in memory, the
+    inversion of all blocks.
     """
 
     def collect(self, sources: Sources) -> Iterator[GroupTensors]:
@@ -185,7 +187,10 @@ class InverseFisherEvidence(FisherEvidence):
     def inverse(self, sources: Sources) -> dict[str, Float[Tensor, "blocks b b"]]:
         """Name -> the blocks of the inverse; the last one is filled up with weights that do not exist."""
         names = scored(sources, self.roles)
-        there = {n: held(sources, n) for n in names}
+        kept = kept_entries(sources)
+        there = {
+            n: kept[n].flatten().to(p.device, p.dtype) for n, p in names.items() if n in kept and not full(kept[n])
+        }
         block, damp = int(sources.settings.get("block", 50)), float(sources.settings.get("damp", 1e-5))
         size = {n: min(block, p.numel()) for n, p in names.items()}
         total = {
@@ -198,8 +203,7 @@ class InverseFisherEvidence(FisherEvidence):
                 del total[n]
             for n, t in total.items():
                 for rows in found.rows(n):
-                    keep = there[n]
-                    rows = rows if keep is None else rows * keep
+                    rows = rows * there[n] if n in there else rows
                     padded = torch.nn.functional.pad(rows.double(), (0, t.shape[0] * size[n] - rows.shape[1]))
                     blocks = padded.reshape(len(rows), -1, size[n]).transpose(0, 1)
                     t.baddbmm_(blocks.transpose(1, 2), blocks)
@@ -209,17 +213,6 @@ class InverseFisherEvidence(FisherEvidence):
         for t in total.values():
             t.diagonal(dim1=1, dim2=2).add_(damp)
         return {n: torch.cholesky_inverse(torch.linalg.cholesky(t)) for n, t in total.items()}
-
-
-def held(sources: Sources, name: str) -> Float[Tensor, "n"] | None:
-    """1 where a parameter's weights are still there and 0 where they are pruned, flat; None where all are."""
-    keep: Tensor | None = None
-    p = sources.parameters[name]
-    for group in (g for g in sources.groups if g.name in sources.masks):
-        for member in (m for m in group.members if m.param == name and not bool(sources.masks[group.name].all())):
-            one = group.spread(member, sources.masks[group.name], p.shape)
-            keep = one if keep is None else keep & one
-    return None if keep is None else keep.to(p.device, p.dtype).flatten()
 
 
 class InverseFisherMatrixEvidence(InverseFisherEvidence):

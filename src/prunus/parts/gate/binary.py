@@ -1,6 +1,5 @@
 """Gates that are drawn to zero or one by a constraint, met with multipliers."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -9,9 +8,8 @@ from torch import Tensor
 
 from prunus.core.errors import SpecError
 from prunus.core.gate import Gate, Moment
+from prunus.core.part import Thetas
 from prunus.parts.evidence import Weight
-
-Thetas = Mapping[str, Float[Tensor, "..."]]
 
 
 @dataclass(frozen=True)

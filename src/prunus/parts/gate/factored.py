@@ -25,9 +25,9 @@ class FactoredMovement(Gate):
     Nothing else of the network is trained. At the end the weights are V' and the factors are gone.
 
     Shapes: theta `[out + in, score_rank + 1 + rank]`, rows of A, R and U and then columns of B, C and T. Units: those
-    of the weights; the paper ranks within a weight. Cost: two products of factors and a selection per step, two more
-    matrices of the weight's size while it computes. Fails: `SpecError` for units of several weights. Differs: ranks are
-    at most half of the inputs; stacked experts share B, C and T.
+    of the weights; the paper ranks within a weight. Cost: per step two products of factors to choose and two to compute
+    with, and a selection; some matrices of the weight's size while it computes. Fails: `SpecError` for units of several
+    weights. Differs: ranks are at most half of the inputs; stacked experts share B, C and T.
     """
 
     rank: int = 8
@@ -49,25 +49,29 @@ class FactoredMovement(Gate):
 
     def value(self, theta: Float[Tensor, "..."], moment: Moment) -> Float[Tensor, "out columns"]:
         assert moment.w is not None and moment.keep is not None
-        score, moved = self.worth_over(theta, moment.w), self.moved(theta, moment.w)
+        score, moved = scored(self, theta, moment.w)
         return (moment.keep.to(score.dtype) + (score - score.detach())) * moved
 
     def weight(self, w: Float[Tensor, "..."], value: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
         return value
 
-    def moved(self, theta: Float[Tensor, "..."], w: Float[Tensor, "out columns 1"]) -> Float[Tensor, "out columns"]:
-        """V."""
-        return w.squeeze(-1).to(theta) + self.scale * products(theta, w.shape, self.score_rank)[2]
-
     def worth_over(self, theta: Float[Tensor, "..."], w: Float[Tensor, "*units k"]) -> Float[Tensor, "*units"]:
-        low, lines, _ = products(theta, w.shape, self.score_rank)
-        return self.moved(theta, w).abs() + self.low * low + self.lines * lines
+        return scored(self, theta, w)[0]
 
     def rate(self, progress: float) -> float:
         return 1 - progress
 
     def optimizer(self, parameters: list[Tensor]) -> torch.optim.Optimizer:
         return torch.optim.Adam(parameters, lr=self.lr, eps=1e-6)
+
+
+def scored(
+    gate: FactoredMovement, theta: Float[Tensor, "..."], w: Float[Tensor, "out columns 1"]
+) -> tuple[Float[Tensor, "out columns"], Float[Tensor, "out columns"]]:
+    """S and V."""
+    low, lines, change = products(theta, w.shape, gate.score_rank)
+    moved = w.squeeze(-1).to(theta) + gate.scale * change
+    return moved.abs() + gate.low * low + gate.lines * lines, moved
 
 
 def drawn(w: Float[Tensor, "*units k"], u: Float[Tensor, "*units 1"], score_rank: int, rank: int) -> Tensor:

@@ -19,11 +19,11 @@ class Residue(Preparation):
     components of W, and of one that holds the rest (LoSparse: Li et al. 2023, ICML, arXiv:2306.11222, and its official
     code).
 
-    The rank is the ceiling of share * out * in / (out + in), so that U and V hold about that share of the numbers of W,
-    and all of them at most; a kernel is `[out, in*kh*kw]`. S keeps the parameter of W, as `<layer>.rest.weight`, and
-    the product is `<layer>.low`, which has the bias. Outputs stay the same but for rounding. Taken are the layers that
-    `Factorize` takes. The network is larger than before until enough of S is pruned. Cost: one singular value
-    decomposition per layer.
+    The rank is the ceiling of share * out * in / (out + in), so that U and V hold that share of the numbers of W,
+    rounded up to a component (of a small layer, much more); a kernel is `[out, in*kh*kw]`. S keeps the parameter of W,
+    as `<layer>.rest.weight`, and the product is `<layer>.low`, which has the bias. Outputs stay the same but for
+    rounding. Taken are the layers that `Factorize` takes. The network is larger than before until enough of S is
+    pruned. Cost: one singular value decomposition per layer.
 
     Fails: `SpecError` where no layer can be taken, `WeightsError` for NaN; nothing was changed.
 
@@ -63,4 +63,4 @@ class Residue(Preparation):
         weight = module._parameters["weight"]
         assert weight is not None
         out, columns = weight.flatten(1).shape
-        return min(math.ceil(self.share * out * columns / (out + columns)), out, columns)
+        return math.ceil(self.share * out * columns / (out + columns))
