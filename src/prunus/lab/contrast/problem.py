@@ -246,7 +246,7 @@ TIERS: Mapping[str, Tier] = MappingProxyType(
             name="desk",
             problems=(
                 _LENET(name="lenet-fmnist", images=10_000, epochs=10, tune=5),
-                _TINY(name="vgg-fmnist", images=5_000, epochs=8, tune=4),
+                _TINY(name="vgg-fmnist", images=5_000, epochs=6, tune=3),
             ),
             seeds=(0, 1, 2),
             tuned="arm",
