@@ -41,7 +41,7 @@ class Problem(BaseModel):
         classes: the classes that are learned, from this share of them to that one; they are numbered anew.
         thinned: every so manieth training image stands for those up to the next: fewer images, as many steps.
         learns: what training goes by: labels, or without them views or pixels of the images (`unlabelled`).
-        channels_last: convolutions lie channels last in memory: faster on the CPU that docs/lab-cost.md was measured on.
+        channels_last: convolutions lie channels last in memory: faster on the CPU of docs/lab-cost.md.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
