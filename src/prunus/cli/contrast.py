@@ -6,11 +6,13 @@ import sys
 from collections import Counter
 from collections.abc import Callable
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from prunus.cli.bundles import bundled
 from prunus.cli.output import DryRun, Json, console, emit, guarded, progress, say
 from prunus.core.errors import SpecError
 
@@ -25,21 +27,66 @@ StoreAt = Annotated[
     str, typer.Option("--store", help="File of runs, or the URL of a PostgreSQL database.", show_default=True)
 ]
 Names = Annotated[list[str] | None, typer.Argument(help="Contrasts; all of them when left out.", show_default=False)]
-TierName = Annotated[str, typer.Option("--tier", "-t", help="smoke, desk, desk-full or paper.")]
-Problems = Annotated[
-    list[str] | None, typer.Option("--problem", help="Only these problems of the tier (repeat the option).")
-]
-Network = Annotated[
-    str | None, typer.Option(help="Your own problem instead of a tier's: a network, or module:factory.")
-]
-OwnData = Annotated[str | None, typer.Option("--data", "-d", help="The data of your own problem: a name or a path.")]
-Images = Annotated[int | None, typer.Option(min=1, help="First so many training images of your own problem.")]
-Epochs = Annotated[int, typer.Option(min=1, help="Passes of a training of your own problem.")]
-Tune = Annotated[int | None, typer.Option(min=1, help="Passes of a fine-tuning; half of --epochs when left out.")]
-Rates = Annotated[str, typer.Option("--lr", help="Learning rates that are tried, separated by commas.")]
-Batch = Annotated[int, typer.Option("--batch-size", min=1, help="Examples per step of your own problem.")]
-Seeds = Annotated[int | None, typer.Option(min=1, help="How many seeds, from 0; the tier's own when left out.")]
 Environment = Annotated[str | None, typer.Option(help="Report the runs of this environment (see `prunus runs list`).")]
+
+
+@dataclass(frozen=True)
+class Level:
+    """The options by which a tier is chosen, or a problem of the user's own."""
+
+    tier: Annotated[str, typer.Option("--tier", "-t", help="smoke, desk, desk-full or paper.")] = "smoke"
+    problem: Annotated[
+        list[str] | None, typer.Option("--problem", help="Only these problems of the tier (repeat the option).")
+    ] = None
+    network: Annotated[
+        str | None, typer.Option(help="Your own problem instead of a tier's: a network, or module:factory.")
+    ] = None
+    data: Annotated[
+        str | None, typer.Option("--data", "-d", help="The data of your own problem: a name or a path.")
+    ] = None
+    images: Annotated[int | None, typer.Option(min=1, help="First so many training images of your own problem.")] = None
+    epochs: Annotated[int, typer.Option(min=1, help="Passes of a training of your own problem.")] = 10
+    tune: Annotated[
+        int | None, typer.Option(min=1, help="Passes of a fine-tuning; half of --epochs when left out.")
+    ] = None
+    lr: Annotated[str, typer.Option("--lr", help="Learning rates that are tried, separated by commas.")] = "0.1,0.02"
+    batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Examples per step of your own problem.")] = 128
+    seeds: Annotated[int | None, typer.Option(min=1, help="How many seeds, from 0; the tier's own when left out.")] = (
+        None
+    )
+
+    def chosen(self) -> Tier:
+        """The tier that is asked for, or one of the user's own problem."""
+        from prunus.lab.contrast import tier as named
+        from prunus.lab.contrast.problem import only
+
+        if (self.network is None) != (self.data is None):
+            raise SpecError("your own problem takes both --network and --data")
+        found = only(named(self.tier), tuple(self.problem or ())) if self.network is None else self._own()
+        return found.model_copy(update={"seeds": tuple(range(self.seeds))}) if self.seeds else found
+
+    def _own(self) -> Tier:
+        from pydantic import ValidationError
+
+        from prunus.lab.contrast import Problem, Tier
+
+        try:
+            own = Problem(
+                name=f"{self.network}-{self.data}",
+                network=str(self.network),
+                data=str(self.data),
+                images=self.images,
+                epochs=self.epochs,
+                tune=self.tune or max(1, self.epochs // 2),
+                batch=self.batch_size,
+                rates=tuple(float(r) for r in self.lr.split(",") if r.strip()),
+            )
+        except (ValueError, ValidationError) as error:
+            raise SpecError(f"--lr {self.lr}: give learning rates separated by commas, such as 0.1,0.02") from error
+        return Tier(name="own", problems=(own,), seeds=(0, 1, 2), says="your own problem")
+
+
+SMOKE = Level()
 
 
 @app.command("list")
@@ -73,19 +120,11 @@ def list_(json: Json = False) -> None:
 
 @app.command()
 @guarded
+@bundled
 def run(
     names: Names = None,
-    tier: TierName = "smoke",
+    level: Level = SMOKE,
     store: StoreAt = "runs.db",
-    problem: Problems = None,
-    network: Network = None,
-    data: OwnData = None,
-    images: Images = None,
-    epochs: Epochs = 10,
-    tune: Tune = None,
-    lr: Rates = "0.1,0.02",
-    batch_size: Batch = 128,
-    seeds: Seeds = None,
     engine: Annotated[
         str, typer.Option(help="here: one after the other; ray: --jobs at a time, or a cluster.")
     ] = "here",
@@ -103,11 +142,11 @@ def run(
     from prunus.lab.contrast.trial import here
     from prunus.lab.store import Store
 
-    chosen, level = _chosen(names), _tier(tier, problem, network, data, images, epochs, tune, lr, batch_size, seeds)
+    chosen, tier = _chosen(names), level.chosen()
     if engine not in ("here", "ray"):
         raise SpecError(f"--engine {engine}: here or ray")
     if dry_run:
-        _plan(chosen, level, store, json)
+        _plan(chosen, tier, store, json)
         return
     import torch
 
@@ -120,7 +159,7 @@ def run(
             say(f"{kept.retry(failed, place.key)} failed runs will be made again")
         counts = sweep(
             chosen,
-            level,
+            tier,
             kept,
             engine="ray" if engine == "ray" else "here",
             jobs=jobs,
@@ -130,7 +169,7 @@ def run(
             on_step=_watched(bars) if sys.stderr.isatty() else None,
             device=device,
         )
-        sheets = [sheet(c, level, kept, place.key) for c in chosen]
+        sheets = [sheet(c, tier, kept, place.key) for c in chosen]
     finally:
         bars.close()
         kept.close()
@@ -142,24 +181,16 @@ def run(
         )
         return
     say(f"{counts.done} runs made, {counts.failed} failed, {counts.found} were there before")
-    _print(sheets, level)
+    _print(sheets, tier)
 
 
 @app.command()
 @guarded
+@bundled
 def report(
     names: Names = None,
-    tier: TierName = "smoke",
+    level: Level = SMOKE,
     store: StoreAt = "runs.db",
-    problem: Problems = None,
-    network: Network = None,
-    data: OwnData = None,
-    images: Images = None,
-    epochs: Epochs = 10,
-    tune: Tune = None,
-    lr: Rates = "0.1,0.02",
-    batch_size: Batch = 128,
-    seeds: Seeds = None,
     environment: Environment = None,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Folder for pages, Markdown, JSON and data.")] = None,
     json: Json = False,
@@ -170,13 +201,13 @@ def report(
     from prunus.lab.contrast.sweep import sheet, unpacked
     from prunus.lab.store import Store
 
-    chosen, level = _chosen(names), _tier(tier, problem, network, data, images, epochs, tune, lr, batch_size, seeds)
+    chosen, tier = _chosen(names), level.chosen()
     if "://" not in store and not Path(store).expanduser().is_file():
         raise SpecError(f"there is no store {store}: prunus contrast run makes one")
     kept = Store(store)
     try:
         place = environment_of(kept, environment)
-        sheets, facts, rows = [sheet(c, level, kept, place) for c in chosen], kept.facts(), kept.rows()
+        sheets, facts, rows = [sheet(c, tier, kept, place) for c in chosen], kept.facts(), kept.rows()
         counts = Counter(r.environment for r in rows if r.status == "done")
         written: list[Path] = []
         if out is not None:
@@ -186,19 +217,19 @@ def report(
                 found = kept.blob(key, place, "masks")
                 return None if found is None else unpacked(found)
 
-            command = _command(level, store)
+            command = _command(tier, store)
             records = [summary(s, rows, place, facts, masks=masks, command=command) for s in sheets]
             written = contrasts.write(records, out)
     finally:
         kept.close()
     if json:
         verdicts = {s.contrast.name: _verdicts(s) for s in sheets}
-        about = {"tier": level.name, "environment": facts.get(place), "runs": dict(counts)}
+        about = {"tier": tier.name, "environment": facts.get(place), "runs": dict(counts)}
         emit({**about, "verdicts": verdicts, "written": [str(w) for w in written]})
         return
     if written:
         say(f"written: {len(written)} files; begin with {written[0].parent / 'index.html'}")
-    _print(sheets, level)
+    _print(sheets, tier)
     for key, count in counts.items():
         made = f"{count} runs by prunus {facts[key]['prunus']}, torch {facts[key]['torch']}, {facts[key]['processor']}"
         say(f"{key}: {made}{'' if key == place else ' (not mixed in; --environment shows them)'}")
@@ -208,47 +239,6 @@ def _chosen(names: list[str] | None) -> list[Contrast]:
     from prunus.lab import contrast
 
     return [contrast.with_baselines(contrast.get(n)) for n in names or contrast.names()]
-
-
-def _tier(
-    name: str,
-    problems: list[str] | None,
-    network: str | None,
-    data: str | None,
-    images: int | None,
-    epochs: int,
-    tune: int | None,
-    rates: str,
-    batch: int,
-    seeds: int | None,
-) -> Tier:
-    """The tier that is asked for, or one of the user's own problem."""
-    from pydantic import ValidationError
-
-    from prunus.lab.contrast import Problem, Tier
-    from prunus.lab.contrast import tier as named
-    from prunus.lab.contrast.problem import only
-
-    if (network is None) != (data is None):
-        raise SpecError("your own problem takes both --network and --data")
-    if network is None:
-        found = only(named(name), tuple(problems or ()))
-    else:
-        try:
-            own = Problem(
-                name=f"{network}-{data}",
-                network=network,
-                data=str(data),
-                images=images,
-                epochs=epochs,
-                tune=tune or max(1, epochs // 2),
-                batch=batch,
-                rates=tuple(float(r) for r in rates.split(",") if r.strip()),
-            )
-        except (ValueError, ValidationError) as error:
-            raise SpecError(f"--lr {rates}: give learning rates separated by commas, such as 0.1,0.02") from error
-        found = Tier(name="own", problems=(own,), seeds=(0, 1, 2), says="your own problem")
-    return found.model_copy(update={"seeds": tuple(range(seeds))}) if seeds else found
 
 
 def _command(tier: Tier, store: str) -> str:

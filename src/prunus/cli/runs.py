@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from prunus.cli.bundles import bundled
 from prunus.cli.contrast import StoreAt
 from prunus.cli.output import DryRun, Json, console, emit, guarded, planned, say
 from prunus.core.errors import SpecError
@@ -17,29 +19,49 @@ if TYPE_CHECKING:
 
 app = typer.Typer(no_args_is_help=True, help="The runs of a store: list, show, compare, delete, export, import.")
 
-Method = Annotated[str | None, typer.Option(help="Only runs of this method.")]
-ProblemName = Annotated[str | None, typer.Option("--problem", help="Only runs on this problem.")]
-Status = Annotated[str | None, typer.Option(help="Only runs that are pending, running, done or failed.")]
-SeedOf = Annotated[int | None, typer.Option("--seed", help="Only runs of this seed.")]
-Place = Annotated[str | None, typer.Option("--environment", help="Only runs of this environment.")]
+
+@dataclass(frozen=True)
+class Filters:
+    """The options by which runs are chosen; those that are given must all fit."""
+
+    method: Annotated[str | None, typer.Option(help="Only runs of this method.")] = None
+    problem: Annotated[str | None, typer.Option(help="Only runs on this problem.")] = None
+    status: Annotated[str | None, typer.Option(help="Only runs that are pending, running, done or failed.")] = None
+    seed: Annotated[int | None, typer.Option(help="Only runs of this seed.")] = None
+    environment: Annotated[str | None, typer.Option(help="Only runs of this environment.")] = None
+
+    def rows(self, kept: Store) -> list[Row]:
+        """The runs that fit."""
+        from prunus.lab.contrast.trial import Spec
+
+        if self.status not in (None, "pending", "running", "done", "failed"):
+            raise SpecError(f"--status {self.status}: pending, running, done or failed")
+        found = []
+        for row in kept.rows(self.environment):
+            spec = Spec.model_validate(dict(row.spec))
+            have = (spec.method, spec.problem.name, row.status, spec.seed)
+            asked = zip((self.method, self.problem, self.status, self.seed), have, strict=True)
+            if all(want is None or want == has for want, has in asked):
+                found.append(row)
+        return found
+
+
+NO_FILTERS = Filters()
 
 
 @app.command("list")
 @guarded
+@bundled
 def list_(
     store: StoreAt = "runs.db",
-    method: Method = None,
-    problem: ProblemName = None,
-    status: Status = None,
-    seed: SeedOf = None,
-    environment: Place = None,
+    filters: Filters = NO_FILTERS,
     json: Json = False,
 ) -> None:
     """The runs, and the environments that they were made in."""
     from prunus.lab.exchange import flat
 
     kept = opened(store)
-    rows, facts = _filtered(kept, method, problem, status, seed, environment), kept.facts()
+    rows, facts = filters.rows(kept), kept.facts()
     kept.close()
     if json:
         emit({"runs": [_brief(flat(r, facts[r.environment])) for r in rows], "environments": facts})
@@ -120,23 +142,19 @@ def compare(
 
 @app.command()
 @guarded
+@bundled
 def delete(
     runs: Annotated[list[str] | None, typer.Argument(help="Runs, by the first digits of their keys.")] = None,
     store: StoreAt = "runs.db",
-    method: Method = None,
-    problem: ProblemName = None,
-    status: Status = None,
-    seed: SeedOf = None,
-    environment: Place = None,
+    filters: Filters = NO_FILTERS,
     dry_run: DryRun = False,
     json: Json = False,
 ) -> None:
     """Delete runs with their masks and weights: those named, or all that fit the filters."""
-    filters = (method, problem, status, seed, environment)
-    if bool(runs) == any(f is not None for f in filters):
+    if bool(runs) == (filters != NO_FILTERS):
         raise SpecError("name runs, or give at least one filter (--method, --status failed, ...), not both")
     kept = opened(store)
-    found = [r for name in runs or () for r in _named(kept, name)] if runs else _filtered(kept, *filters)
+    found = [r for name in runs or () for r in _named(kept, name)] if runs else filters.rows(kept)
     if dry_run:
         kept.close()
         planned(json, {"runs": [r.key for r in found]}, f"{len(found)} runs would be deleted")
@@ -151,21 +169,18 @@ def delete(
 
 @app.command("export")
 @guarded
+@bundled
 def export_(
     file: Annotated[Path, typer.Argument(help="Where to: FILE.csv or FILE.parquet.")],
     store: StoreAt = "runs.db",
-    method: Method = None,
-    problem: ProblemName = None,
-    status: Status = None,
-    seed: SeedOf = None,
-    environment: Place = None,
+    filters: Filters = NO_FILTERS,
     json: Json = False,
 ) -> None:
     """Write runs to a table; `import` reads it back."""
     from prunus.lab.exchange import export
 
     kept = opened(store)
-    rows = _filtered(kept, method, problem, status, seed, environment)
+    rows = filters.rows(kept)
     count = export(rows, kept.facts(), file)
     kept.close()
     if json:
@@ -202,22 +217,6 @@ def opened(where: str) -> Store:
     if "://" not in where and not Path(where).expanduser().is_file():
         raise SpecError(f"there is no store {where}: prunus contrast run makes one, prunus runs import fills one")
     return Store(where)
-
-
-def _filtered(
-    kept: Store, method: str | None, problem: str | None, status: str | None, seed: int | None, environment: str | None
-) -> list[Row]:
-    from prunus.lab.contrast.trial import Spec
-
-    if status not in (None, "pending", "running", "done", "failed"):
-        raise SpecError(f"--status {status}: pending, running, done or failed")
-    found = []
-    for row in kept.rows(environment):
-        spec = Spec.model_validate(dict(row.spec))
-        asked = ((method, spec.method), (problem, spec.problem.name), (status, row.status), (seed, spec.seed))
-        if all(want is None or want == have for want, have in asked):
-            found.append(row)
-    return found
 
 
 def _named(kept: Store, start: str) -> list[Row]:

@@ -1,23 +1,23 @@
 """`prunus analyze`: one file per analysis, found by itself.
 
 A module here has `ABOUT`, what it asks and where that is from, and `analyze`, a function whose parameters are options
-of the command. A parameter whose type is a dataclass of options stands for all of them. It checks what it was given and
+of the command (`prunus.cli.bundles`: a dataclass of options stands for all of them). It checks what it was given and
 returns the `Work` that is left to do, so that `--dry-run` is a check without the work.
 """
 
 from __future__ import annotations
 
 import importlib
-import inspect
 import pkgutil
 from collections.abc import Callable, Mapping
-from dataclasses import MISSING, dataclass, fields, is_dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from prunus.cli.bundles import gathered, option, options, signed
 from prunus.cli.output import DryRun, Json, console, emit, guarded, planned, told_warnings
 from prunus.cli.showing import check_out, present
 
@@ -64,38 +64,19 @@ def modules() -> dict[str, ModuleType]:
 
 def command(name: str, module: ModuleType) -> Callable[..., None]:
     """The analysis as a command: its options, those of its dataclasses, and those that all analyses have."""
-    hints, parameters, bundles = get_type_hints(module.analyze, include_extras=True), [], dict[str, Any]()
-    own = inspect.signature(module.analyze).parameters
-    for parameter in own.values():
-        kind = hints[parameter.name]
-        if is_dataclass(kind):
-            bundles[parameter.name] = kind
-            told = get_type_hints(kind, include_extras=True)
-            for f in fields(kind):
-                default = inspect.Parameter.empty if f.default is MISSING else f.default
-                parameters.append((f.name, told[f.name], default))
-        else:
-            parameters.append((parameter.name, kind, parameter.default))
 
     def run(*, out: Path | None, dry_run: bool, json: bool, **given: Any) -> None:
         check_out(out)
-        made = {n: kind(**{f.name: given.pop(f.name) for f in fields(kind)}) for n, kind in bundles.items()}
         with told_warnings():
-            work: Work = module.analyze(**made, **given)
+            work: Work = module.analyze(**gathered(module.analyze, given))
             if dry_run:
                 planned(json, {"analysis": name, **work.plan}, work.sentence)
                 return
             present(work.run(), json, out)
 
-    shared = (("out", Out, None), ("dry_run", DryRun, False), ("json", Json, False))
-    signature = [
-        inspect.Parameter(n, inspect.Parameter.KEYWORD_ONLY, annotation=a, default=d)
-        for n, a, d in [*parameters, *shared]
-    ]
-    run.__signature__ = inspect.Signature(signature)  # type: ignore[attr-defined]
-    run.__annotations__ = {p.name: p.annotation for p in signature}
     run.__doc__ = module.analyze.__doc__
-    return run
+    shared = (("out", Out, None), ("dry_run", DryRun, False), ("json", Json, False))
+    return signed(run, [*options(module.analyze), *(option(*one) for one in shared)])
 
 
 def list_(json: Json = False) -> None:
