@@ -43,12 +43,12 @@ def option(name: str, kind: Any, default: Any) -> inspect.Parameter:
 def gathered(function: Callable[..., Any], given: Mapping[str, Any]) -> dict[str, Any]:
     """What the function is called with, its dataclasses made of their fields; the rest of `given` is left out."""
     hints = get_type_hints(function, include_extras=True)
-    return {
-        name: kind(**{f.name: given[f.name] for f in fields(kind)})
-        if is_dataclass(kind := hints[name])
-        else given[name]
-        for name in inspect.signature(function).parameters
-    }
+    return {name: _whole(hints[name], name, given) for name in inspect.signature(function).parameters}
+
+
+def _whole(kind: Callable[..., Any], name: str, given: Mapping[str, Any]) -> Any:
+    parts = getattr(kind, "__dataclass_fields__", None)
+    return given[name] if parts is None else kind(**{part: given[part] for part in parts})
 
 
 def signed(command: Command, parameters: Iterable[inspect.Parameter]) -> Command:
