@@ -31,7 +31,7 @@ ALLOWED: dict[str, frozenset[str]] = {
     "methods": frozenset({"core", "parts", "engine", "graph"}),
     # The default granularity of prunus.groups is the one part the engine knows by name.
     "engine": frozenset({"core", "parts.evidence", "parts.granularity", "graph"}),
-    "deploy": frozenset({"core", "graph", "engine"}),
+    "deploy": frozenset({"core", "graph", "engine", "measure"}),
     # Folders of shards, block by block: which units and which evidence a block tells by itself.
     "stream": frozenset({"core", "graph", "engine", "deploy", "parts.evidence", "parts.granularity"}),
     "lab": ANYTHING,
