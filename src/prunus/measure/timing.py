@@ -108,7 +108,7 @@ def paired_ratio(baseline: Sequence[float], other: Sequence[float]) -> LatencyRa
 
 
 @contextmanager
-def _threads(count: int | None) -> Iterator[int]:
+def threads_of(count: int | None) -> Iterator[int]:
     """PyTorch on `count` threads inside (None: as it is); the former count afterwards."""
     before = torch.get_num_threads()
     if count is not None:
@@ -132,7 +132,7 @@ def _no_collection() -> Iterator[None]:
             gc.enable()
 
 
-def _stopwatch(device: torch.device) -> Callable[[Callable[[], object]], float]:
+def stopwatch(device: torch.device) -> Callable[[Callable[[], object]], float]:
     """A function that runs its argument once and returns milliseconds: CUDA events on a GPU, else the wall clock."""
 
     def on_gpu(call: Callable[[], object]) -> float:
@@ -153,7 +153,41 @@ def _stopwatch(device: torch.device) -> Callable[[Callable[[], object]], float]:
     return on_gpu if device.type == "cuda" else on_host
 
 
-def _check(warmup: int, runs: int, min_seconds: float, threads: int | None) -> None:
+def interleaved(
+    calls: Mapping[str, Callable[[], object]],
+    *,
+    warmup: int,
+    runs: int,
+    min_seconds: float,
+    clocks: Mapping[str, Callable[[Callable[[], object]], float]] | None = None,
+    pause: float = 0.0,
+) -> dict[str, list[float]]:
+    """Milliseconds of each call, in turns (A B, B A, ...), at least `runs` each and at least `min_seconds` in all.
+
+    clocks: what runs a call once and returns its milliseconds; left out, the wall clock. pause: seconds of sleep before
+    each run, in which the threads of the one before come to rest. No garbage is collected meanwhile.
+    """
+    watch = {name: stopwatch(torch.device("cpu")) for name in calls} if clocks is None else clocks
+    samples: dict[str, list[float]] = {name: [] for name in calls}
+    for _ in range(warmup):
+        for call in calls.values():
+            call()
+    order = list(calls)
+    with _no_collection():
+        began = time.perf_counter()
+        done = 0
+        while done < runs or time.perf_counter() - began < min_seconds:
+            for name in order:
+                if pause:
+                    time.sleep(pause)
+                samples[name].append(watch[name](calls[name]))
+            order.append(order.pop(0))  # A B, B A, A B, ...: nobody always comes second
+            done += 1
+    return samples
+
+
+def check_runs(warmup: int, runs: int, min_seconds: float, threads: int | None) -> None:
+    """Refuse settings that cannot give a median with quartiles. Errors: `SpecError`."""
     if runs < MIN_RUNS:
         raise SpecError(f"runs={runs}: a median with quartiles needs at least {MIN_RUNS} runs")
     if warmup < 1:
@@ -173,11 +207,10 @@ def _measure(
     threads: int | None,
     batch: int | None,
 ) -> dict[str, Latency]:
-    _check(warmup, runs, min_seconds, threads)
-    samples: dict[str, list[float]] = {name: [] for name in models}
+    check_runs(warmup, runs, min_seconds, threads)
     devices = {name: device_of(model, example) for name, model in models.items()}
     with ExitStack() as stack:
-        used = stack.enter_context(_threads(threads))
+        used = stack.enter_context(threads_of(threads))
         calls: dict[str, Callable[[], object]] = {}
         for name, model in models.items():
             check_materialized(model)
@@ -187,19 +220,8 @@ def _measure(
             args, kwargs = moved(example, devices[name])
             run(model, args, kwargs)  # the first run also shows whether the example fits
             calls[name] = lambda model=model, args=args, kwargs=kwargs: model(*args, **kwargs)  # type: ignore[misc]
-        clocks = {name: _stopwatch(device) for name, device in devices.items()}
-        for _ in range(warmup - 1):
-            for call in calls.values():
-                call()
-        order = list(models)
-        stack.enter_context(_no_collection())
-        began = time.perf_counter()
-        done = 0
-        while done < runs or time.perf_counter() - began < min_seconds:
-            for name in order:
-                samples[name].append(clocks[name](calls[name]))
-            order.append(order.pop(0))  # A B, B A, A B, ...: nobody always comes second
-            done += 1
+        clocks = {name: stopwatch(device) for name, device in devices.items()}
+        samples = interleaved(calls, warmup=warmup - 1, runs=runs, min_seconds=min_seconds, clocks=clocks)
     return {name: _latency(samples[name], used, example, batch, devices[name], model) for name, model in models.items()}
 
 
