@@ -46,7 +46,6 @@ __all__ = [
 MISSING: Mapping[str, str] = MappingProxyType(
     {
         "7.7, static and dynamic pruning": "methods that decide at run time, input by input, are not there yet",
-        "9.1, recommendation 6": "depth, width, resolution and quantization together are not there yet",
     }
 )
 """What of the survey's comparisons has no contrast here, and why."""

@@ -32,6 +32,8 @@ class Arm:
         baseline: there because every comparison needs it, not because the contrast asks for it.
         where: edits of the problem that it is run on.
         masks: the name of the arm whose masks it takes over; its recipe then ranks by magnitude what they leave.
+        shrinks: the part of a budget in multiply-accumulates, on a scale of logarithms, that smaller images take: where
+            k is kept, they leave at most k^shrinks, and the recipe removes the rest.
     """
 
     name: str
@@ -40,6 +42,11 @@ class Arm:
     baseline: bool = False
     where: Mapping[str, Any] = field(default_factory=dict)
     masks: str = ""
+    shrinks: float = 0.0
+
+    def edits(self, keep: float) -> Mapping[str, Any]:
+        """Edits of the problem at a point."""
+        return {**self.where, "resolution": keep**self.shrinks} if self.shrinks else self.where
 
     def epochs(self, problem: Problem) -> int:
         """Passes over the data."""
@@ -74,13 +81,14 @@ def arm(
     *,
     where: Mapping[str, Any] | None = None,
     masks: str = "",
+    shrinks: float = 0.0,
     **edits: Any,
 ) -> Arm:
     """An arm: a method, or an edit of one. Trained weights are fine-tuned, others trained in full, unless said."""
     found = methods.get(recipe) if isinstance(recipe, str) else recipe
     found = replace(found, **edits) if edits else found
     length = training or ("tune" if found.on == "pretrained" else "full")
-    return Arm(name=name, recipe=found, training=length, where=where or {}, masks=masks)
+    return Arm(name=name, recipe=found, training=length, where=where or {}, masks=masks, shrinks=shrinks)
 
 
 BODY = Element(skip_last=True)
@@ -222,6 +230,8 @@ class Contrast:
         if len(set(names)) < len(names):
             raise SpecError(f"contrast {self.name}: two arms of one name among {', '.join(names)}")
         for one in self.every:
+            if one.shrinks and self.currency != "macs":
+                raise SpecError(f"contrast {self.name}: smaller images ({one.name!r}) need a budget in macs")
             if one.masks and one.masks not in names:
                 raise SpecError(f"contrast {self.name}: {one.name!r} takes over masks of {one.masks!r}, which it lacks")
         for claim in self.claims:

@@ -83,7 +83,7 @@ def mixed(initial: Iterable[tuple[str, int, bool, str]]) -> list[str]:
 def _what(one: Arm) -> tuple[object, ...]:
     """An arm without its names."""
     plain = None if one.recipe is None else replace(one.recipe, name="", source="")
-    return (repr(plain), one.training, repr(sorted(one.where.items())), one.masks)
+    return (repr(plain), one.training, repr(sorted(one.where.items())), one.masks, one.shrinks)
 
 
 def _granularities(arms: Iterable[Arm]) -> list[tuple[str, object]]:
@@ -96,7 +96,7 @@ def _same_shares(arms: Iterable[Arm]) -> list[Arm]:
     return [
         replace(a, name=SHUFFLED.format(a.name), recipe=methods.ablated(a.recipe, "shuffle"))
         for a in arms
-        if a.recipe is not None and not a.baseline and _shuffles(a.recipe)
+        if a.recipe is not None and a.shrinks < 1.0 and not a.baseline and _shuffles(a.recipe)
     ]
 
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 import prunus
 from prunus import measure
+from prunus.core.budget import Budget
 from prunus.core.errors import CollapseWarning, DataError, PrunusWarning
 from prunus.core.recipe import Recipe
 from prunus.core.task import Task
@@ -74,6 +75,8 @@ def perform(
     initial = digest(model.state_dict())
     model.to(device)
     recipe, budget = spec.recipe_of(), spec.budget()
+    if problem.resolution < 1.0:  # what smaller images save is saved
+        budget = Budget(macs=min(1.0, spec.keep / problem.share()))
     steps = spec.epochs * problem.steps_per_epoch
     task = task_of(problem, spec.seed, device)
     untrained, notes = None, []
@@ -121,6 +124,8 @@ def described(result: Result, spec: Spec, notes: list[str]) -> Record:
     found, model = spec.problem.dataset(), result.model.eval()
     device = next(model.parameters()).device
     example = (spec.problem.inputs(found.test, 1).to(device),)
+    whole = spec.problem.edited({"resolution": 1.0})
+    full = (whole.inputs(whole.dataset().test, 1).to(device),)
     dense = spec.problem.initial(spec.seed).to(device)
     params, macs = measure.params(model), measure.macs(model, example)
     top = (1, 5) if found.num_classes > 5 else (1,)
@@ -136,7 +141,7 @@ def described(result: Result, spec: Spec, notes: list[str]) -> Record:
         sparsity=result.sparsity if masked else 0.0,
         params_dense=measure.params(dense).total,
         params_kept=params.nonzero,
-        macs_dense=measure.macs(dense, example).total,
+        macs_dense=measure.macs(dense, full).total,
         macs_kept=macs.effective,
         effective=effective_sparsity(result, example) if masked else None,
         collapsed=result.collapsed,

@@ -13,7 +13,9 @@ from typing import Any, Literal
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
+from torch.nn.functional import interpolate
 
+from prunus import measure
 from prunus.core.errors import DataError, SpecError, UnknownNameError
 from prunus.lab import data, zoo
 from prunus.lab.contrast import unlabelled
@@ -41,6 +43,8 @@ class Problem(BaseModel):
         classes: the classes that are learned, from this share of them to that one; they are numbered anew.
         thinned: every so manieth training image stands for those up to the next: fewer images, as many steps.
         learns: what training goes by: labels, or without them views or pixels of the images (`unlabelled`).
+        resolution: images are made smaller (every pixel the mean of an area) until the dense network has at most this
+            share of its multiply-accumulates; `side` says how small.
         channels_last: convolutions lie channels last in memory: faster on the CPU of docs/lab-cost.md.
     """
 
@@ -65,11 +69,23 @@ class Problem(BaseModel):
     classes: tuple[float, float] = (0.0, 1.0)
     thinned: int = Field(default=1, ge=1)
     learns: Learns = "labels"
+    resolution: float = Field(default=1.0, gt=0.0, le=1.0)
     channels_last: bool = False
 
     def dataset(self) -> Dataset:
         """The data, read once per process."""
-        return _dataset(self.data, self.classes)
+        return _smaller(self.data, self.classes, self.side())
+
+    def side(self) -> int | None:
+        """The side of images that are made smaller; None where they are as they are."""
+        return None if self.resolution == 1.0 else _side(self.model_dump_json(include=_SEEN), self.resolution)[0]
+
+    def share(self) -> float:
+        """The share of the dense network's multiply-accumulates that such images leave; 1 where they are as they are.
+
+        Cost: a count for every side, once per process.
+        """
+        return 1.0 if self.resolution == 1.0 else _side(self.model_dump_json(include=_SEEN), self.resolution)[1]
 
     def train(self) -> Split:
         """The training examples that are used."""
@@ -200,6 +216,49 @@ def _dataset(name: str, classes: tuple[float, float] = (0.0, 1.0)) -> Dataset:
         test=part(found.test),
         num_classes=last - first,
         digest=hashlib.sha256(f"{found.digest} {first} {last}".encode()).hexdigest(),
+    )
+
+
+_SEEN = {"name", "network", "options", "data", "classes", "epochs", "tune", "rates"}
+"""What a problem's network and images follow from, and what no problem is without."""
+
+
+@cache
+def _side(problem: str, share: float) -> tuple[int, float]:
+    """The largest side of images with at most this share of a dense network's multiply-accumulates, and the share."""
+    whole = Problem.model_validate_json(problem)
+    found, model = whole.dataset(), whole.initial(0).eval()
+    if found.kind != "image":
+        raise DataError(f"{whole.data} holds {found.kind}: only images can be made smaller")
+    images = whole.inputs(found.test, 1)
+    full = measure.macs(model, (images,)).total
+    for side in range(found.size - 1, 0, -1):
+        left = measure.macs(model, (interpolate(images, size=(side, side), mode="area"),)).total / full
+        if left <= share:
+            return side, left
+    raise SpecError(f"{whole.network} has no images so small that {share:.3g} of its multiply-accumulates are left")
+
+
+@cache
+def _smaller(name: str, classes: tuple[float, float], side: int | None) -> Dataset:
+    """A data set with smaller images; every pixel is the mean of the area that it stands for."""
+    found = _dataset(name, classes)
+    if side is None:
+        return found
+
+    def part(split: Split) -> Split:
+        # In pieces: the images as float32 would be four times as large.
+        pieces = (interpolate(x.float(), size=(side, side), mode="area") for x in split.x.split(4096))
+        return replace(split, x=torch.cat([p.round_().to(torch.uint8) for p in pieces]))
+
+    return replace(
+        found,
+        name=f"{found.name}, {side} x {side}",
+        train=part(found.train),
+        valid=part(found.valid),
+        test=part(found.test),
+        size=side,
+        digest=hashlib.sha256(f"{found.digest} {side}".encode()).hexdigest(),
     )
 
 

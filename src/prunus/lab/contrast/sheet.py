@@ -50,13 +50,13 @@ class Sheet:
 
     def problem(self, cell: Cell) -> Problem:
         """What the arm of a cell is run on: the problem, as that arm has it."""
-        place = (cell.problem, cell.arm)
-        if place not in self._edited:
-            self._edited[place] = self.problems[cell.problem].edited(self.contrast.arm(cell.arm).where)
-        return self._edited[place]
+        if cell not in self._edited:
+            edits = self.contrast.arm(cell.arm).edits(cell.keep)
+            self._edited[cell] = self.problems[cell.problem].edited(edits)
+        return self._edited[cell]
 
     @cached_property
-    def _edited(self) -> dict[tuple[str, str], Problem]:
+    def _edited(self) -> dict[Cell, Problem]:
         return {}
 
     def rates(self, cell: Cell) -> tuple[float, ...]:

@@ -191,8 +191,12 @@ def _arm(sheet: Sheet, arm: Arm) -> ArmRecord:
 
 def _edits(arm: Arm) -> dict[str, str]:
     """What an arm differs in beside its recipe."""
-    where = ", ".join(f"{k} = {v}" for k, v in arm.where.items())
-    return ({"masks": f"of the run aside {arm.masks!r}"} if arm.masks else {}) | ({"where": where} if where else {})
+    told = {
+        "masks": f"of the run aside {arm.masks!r}" if arm.masks else "",
+        "where": ", ".join(f"{k} = {v}" for k, v in arm.where.items()),
+        "smaller images": f"{100 * arm.shrinks:.3g} % of the budget, in logarithms" if arm.shrinks else "",
+    }
+    return {what: words for what, words in told.items() if words}
 
 
 def _claim(sheet: Sheet, claim: Claim) -> ClaimRecord:

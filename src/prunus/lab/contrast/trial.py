@@ -21,7 +21,7 @@ from prunus.lab.contrast.problem import Problem
 from prunus.lab.facts import environment
 
 Currency = Literal["units", "params", "macs"]
-LATER = frozenset({"masks", "classes", "thinned", "learns"})
+LATER = frozenset({"masks", "classes", "thinned", "learns", "resolution"})
 """What specs and problems had not from the beginning: left out of a run's key where it is as if it were not there."""
 
 
@@ -105,7 +105,8 @@ class Record(BaseModel):
             of the run.
         sparsity: removed units over ranked units.
         params_dense, params_kept: parameters of the whole network, and those that are not zero.
-        macs_dense, macs_kept: multiply-accumulates of one input, and those whose weight is not zero.
+        macs_dense, macs_kept: multiply-accumulates of one input, and those whose weight is not zero; of the dense
+            network on images of full size, and of this one on the images that it was given.
         effective: share of the ranked weights that are zero or lie on no path from input to output.
         collapsed: groups of which nothing is left.
         layers: what was kept of every weight tensor, in the network's order.
