@@ -41,7 +41,7 @@ def test_contrasts_and_tiers_are_listed() -> None:
     text = call("contrast", "list").stdout
     assert "structure" in text and "desk-full" in text and "none for 7.7, static and dynamic pruning" in text
     found = told("contrast", "list")
-    assert len(found["contrasts"]) == 14 and all(c["arms"] and c["claims"] for c in found["contrasts"])
+    assert len(found["contrasts"]) == 15 and all(c["arms"] and c["claims"] for c in found["contrasts"])
 
 
 def test_a_plan_runs_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
