@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import inspect
 import re
 import uuid
 import warnings
@@ -18,8 +17,9 @@ import torch
 from torch import Tensor, nn
 
 from prunus.core.errors import PrunusError, SpecError, StructureError, VerificationError, require
-from prunus.core.task import Example, as_call
+from prunus.core.task import Example
 from prunus.deploy.atomic import check_writable, write_bytes
+from prunus.deploy.runtimes.base import subject_call
 from prunus.graph.flow import tensors_in
 from prunus.graph.running import call, quiet, unwrap
 from prunus.graph.verify import largest_difference
@@ -91,10 +91,7 @@ def export_onnx(
     check_writable(path.absolute().parent)
     if any(t.is_meta for t in model.parameters()):
         raise SpecError("this model is on the meta device and has no weights to write: load them first")
-    args, kwargs = as_call(example)
-    parameters = inspect.signature(model.forward)
-    if "use_cache" in parameters.parameters and "use_cache" not in kwargs:
-        args, kwargs = (), {**parameters.bind_partial(*args).arguments, **kwargs, "use_cache": False}
+    args, kwargs = subject_call(model, example)
     with quiet(model):
         expected = list(tensors_in(call(model, kwargs or args)))
         try:
@@ -182,13 +179,11 @@ def _run(
         raised = importlib.import_module("onnxruntime.capi.onnxruntime_pybind11_state")
     except ModuleNotFoundError:
         return None, "onnxruntime is not installed: pip install 'prunus[onnx]'"
-    leaves = list(tensors_in((args, dict(kwargs))))
-    named = {n: t for n, t in kwargs.items() if isinstance(t, Tensor)}
-    if set(named) != set(names):
-        if len(leaves) != len(names):
-            return None, f"the graph takes {len(names)} inputs and the example has {len(leaves)}"
-        named = dict(zip(names, leaves, strict=True))
-    if any(t.dtype == torch.bfloat16 for t in leaves):
+    named = named_inputs(names, args, kwargs)
+    if named is None:
+        count = len(list(tensors_in((args, dict(kwargs)))))
+        return None, f"the graph takes {len(names)} inputs and the example has {count}"
+    if any(t.dtype == torch.bfloat16 for t in named.values()):
         return None, "ONNX Runtime takes no bfloat16 from Python"
     options = runtime.SessionOptions()
     options.log_severity_level = 4
@@ -200,6 +195,15 @@ def _run(
     except (raised.RuntimeException, raised.InvalidArgument) as error:
         raise VerificationError(f"the exported model does not run: {error}") from error
     return [torch.as_tensor(value) for value in found], ""
+
+
+def named_inputs(names: tuple[str, ...], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Tensor] | None:
+    """The example's tensors by the names of a graph's inputs; None where their number is another."""
+    named = {n: t for n, t in kwargs.items() if isinstance(t, Tensor)}
+    if set(named) == set(names):
+        return named
+    leaves = list(tensors_in((args, dict(kwargs))))
+    return dict(zip(names, leaves, strict=True)) if len(leaves) == len(names) else None
 
 
 def _compared(expected: list[Tensor], found: list[Tensor], tol: float | None) -> float:
