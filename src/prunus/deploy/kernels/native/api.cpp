@@ -1,0 +1,132 @@
+// The plain C interface, and the choice of the level.
+#include <cstring>
+#include <exception>
+
+#include "call.hpp"
+
+namespace prunus {
+namespace {
+
+const Level *widest() {
+#ifdef PRUNUS_X86
+    __builtin_cpu_init();
+    const bool v3 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("bmi") &&
+                    __builtin_cpu_supports("bmi2") && __builtin_cpu_supports("popcnt");
+    if (v3 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+        __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq"))
+        return &level_v4();
+    if (v3) return &level_v3();
+#endif
+    return &level_baseline();
+}
+
+std::atomic<const Level *> chosen{nullptr};
+std::atomic<Pool *> the_pool{nullptr};
+
+void forget_pool() { the_pool.store(nullptr); }  // in a forked child; the memory of the old one is the parent's copy
+
+}  // namespace
+
+const Level &level() {
+    const Level *l = chosen.load(std::memory_order_relaxed);
+    if (!l) chosen.store(l = widest(), std::memory_order_relaxed);
+    return *l;
+}
+
+Pool &pool() {
+    Pool *p = the_pool.load(std::memory_order_acquire);
+    if (p) return *p;
+    static std::once_flag once;
+    std::call_once(once, [] { pthread_atfork(nullptr, nullptr, forget_pool); });
+    Pool *fresh = new Pool();
+    if (the_pool.compare_exchange_strong(p, fresh)) return *fresh;
+    delete fresh;
+    return *p;
+}
+
+}  // namespace prunus
+
+using namespace prunus;
+
+#define PRUNUS_API extern "C" __attribute__((visibility("default")))
+
+PRUNUS_API int prunus_version() { return 1; }
+
+PRUNUS_API const char *prunus_level() { return level().name; }
+
+PRUNUS_API const char *prunus_widest_level() { return widest()->name; }
+
+// Uses a level from now on; 1 where this machine cannot run it, or it does not exist.
+PRUNUS_API int prunus_use_level(const char *name) {
+    const Level *best = widest();
+    const Level *all[] = {&level_baseline(),
+#ifdef PRUNUS_X86
+                          &level_v3(), &level_v4()
+#endif
+    };
+    for (const Level *l : all) {
+        if (std::strcmp(l->name, name) == 0) {
+            chosen.store(l);
+            return 0;
+        }
+        if (l == best) break;
+    }
+    return 1;
+}
+
+// 0 done, 1 the table is not consistent, 2 no memory.
+PRUNUS_API int prunus_check(const Matrix *m) {
+    const int64_t tiles = m->tile ? (m->cols + m->tile - 1) / m->tile : 0;
+    const int64_t blocks = (m->rows + kRows - 1) / kRows;
+    const int R = m->layout == kBlocks ? m->block : 1;
+    if (m->starts[0] != 0) return 1;
+    for (int64_t s = 0; s < blocks * tiles; s++) {
+        const int64_t block = s / tiles, first = s % tiles * m->tile;
+        const int64_t rows = m->rows - block * kRows, here = m->cols - first < m->tile ? m->cols - first : m->tile;
+        int64_t e = m->starts[s];
+        for (int64_t g = 0; g < kRows / R; g++) {
+            if (m->layout == kBits) {
+                const uint8_t *mask = m->index + (s * kRows + g) * (m->tile / 8);
+                for (int64_t k = 0; k < m->tile; k++)
+                    if (mask[k / 8] >> (k % 8) & 1) {
+                        if (k >= here || g >= rows) return 1;
+                        e++;
+                    }
+            } else {
+                const int64_t place = s * (kRows / R) + g;
+                const int n = m->wide ? reinterpret_cast<const uint16_t *>(m->counts)[place] : m->counts[place];
+                if ((n && g * R >= rows) || n > m->starts[s + 1] - e) return 1;
+                for (int j = 0, last = -1; j < n; j++, e++) {
+                    const int k = m->wide ? reinterpret_cast<const uint16_t *>(m->index)[e] : m->index[e];
+                    if (k <= last || k >= here) return 1;
+                    last = k;
+                }
+            }
+        }
+        if (e != m->starts[s + 1]) return 1;
+    }
+    return 0;
+}
+
+PRUNUS_API int prunus_linear(const Matrix *m, const void *x, int32_t half, int64_t tokens, const float *bias,
+                             int32_t activation, void *y, int32_t threads) {
+    try {
+        linear(*m, x, half, tokens, {bias, activation, half}, y, threads);
+    } catch (const std::exception &) {
+        return 2;
+    }
+    return 0;
+}
+
+PRUNUS_API int prunus_conv2d(const Matrix *m, const void *x, int32_t half, const int64_t *geometry, const float *bias,
+                             int32_t activation, void *y, int32_t threads) {
+    Convolution c;
+    static_assert(sizeof(c) == 12 * sizeof(int64_t), "twelve numbers");
+    std::memcpy(&c, geometry, sizeof(c));
+    try {
+        convolve(*m, x, half, c, {bias, activation, half}, y, threads);
+    } catch (const std::exception &) {
+        return 2;
+    }
+    return 0;
+}

@@ -1,0 +1,424 @@
+// The inner loops, compiled once for each instruction set with PRUNUS_LEVEL and PRUNUS_LANES set by the build.
+// Vector extensions of GCC and Clang: the same text becomes SSE2, AVX2, AVX-512 or NEON.
+#include "matrix.hpp"
+
+#include <string.h>
+
+#if defined(__AVX2__)
+#include <immintrin.h>
+#endif
+
+#define PRUNUS_JOIN2(a, b) a##b
+#define PRUNUS_JOIN(a, b) PRUNUS_JOIN2(a, b)
+#define PRUNUS_TEXT2(a) #a
+#define PRUNUS_TEXT(a) PRUNUS_TEXT2(a)
+#define INLINE inline __attribute__((always_inline))
+
+namespace prunus {
+namespace PRUNUS_LEVEL {
+namespace {
+
+constexpr int VL = PRUNUS_LANES;
+typedef float Vec __attribute__((vector_size(4 * PRUNUS_LANES), aligned(4), may_alias));
+typedef int32_t IVec __attribute__((vector_size(4 * PRUNUS_LANES), aligned(4), may_alias));
+constexpr int kVectors = VL >= 8 ? kWidest / VL : 8;  // of the widest panel: as many accumulators
+constexpr int kPanel = kVectors * VL;
+
+INLINE Vec load(const float *p) { return *reinterpret_cast<const Vec *>(p); }
+INLINE void save(float *p, Vec v) { *reinterpret_cast<Vec *>(p) = v; }
+INLINE float as_float(uint32_t bits) { float f; memcpy(&f, &bits, 4); return f; }
+INLINE uint32_t as_bits(float f) { uint32_t b; memcpy(&b, &f, 4); return b; }
+INLINE float widened(float v) { return v; }
+INLINE float widened(uint16_t v) { return as_float(uint32_t(v) << 16); }
+INLINE uint16_t rounded(float f) {
+    uint32_t b = as_bits(f);
+    if ((b & 0x7fffffffu) > 0x7f800000u) return uint16_t((b >> 16) | 0x40u);
+    return uint16_t((b + 0x7fffu + ((b >> 16) & 1u)) >> 16);
+}
+INLINE bool is_special(float f) { return (as_bits(f) & 0x7f800000u) == 0x7f800000u; }
+
+// Where column k of a tile lies in a panel.
+struct Straight {
+    const float *data;
+    int64_t width;
+    INLINE const float *operator()(int64_t k) const { return data + k * width; }
+};
+struct Looked {
+    const float *data;
+    const int32_t *table;
+    INLINE const float *operator()(int64_t k) const { return data + table[k]; }
+};
+
+template <int NV>
+struct Sum {
+    Vec v[NV];
+    INLINE void from(const float *p) { for (int i = 0; i < NV; i++) v[i] = load(p + i * VL); }
+    INLINE void zero() { for (int i = 0; i < NV; i++) v[i] = Vec{}; }
+    INLINE void to(float *p) const { for (int i = 0; i < NV; i++) save(p + i * VL, v[i]); }
+    INLINE void add(const Sum &o) { for (int i = 0; i < NV; i++) v[i] += o.v[i]; }
+    INLINE void take(float w, const float *x) { for (int i = 0; i < NV; i++) v[i] += w * load(x + i * VL); }
+};
+
+// One row of a tile times one panel. Narrow panels keep several sums, or each addition would wait for the last.
+template <int NV, class V, class I, class At>
+INLINE void list_row(const V *v, const I *index, int n, At at, float *out) {
+    constexpr int S = NV >= 8 ? 1 : NV >= 4 ? 2 : 4;
+    Sum<NV> sum[S];
+    sum[0].from(out);
+    for (int s = 1; s < S; s++) sum[s].zero();
+    int j = 0;
+    for (; j + S <= n; j += S)
+        for (int s = 0; s < S; s++) sum[s].take(widened(v[j + s]), at(index[j + s]));
+    for (; j < n; j++) sum[0].take(widened(v[j]), at(index[j]));
+    for (int s = 1; s < S; s++) sum[0].add(sum[s]);
+    sum[0].to(out);
+}
+
+template <int NV, class V, class I, class At>
+void lists(const Matrix &m, int64_t block, int64_t t, int rows, At at, float *out) {
+    const int64_t slot = block * ((m.cols + m.tile - 1) / m.tile) + t;
+    const V *v = static_cast<const V *>(m.values) + m.starts[slot];
+    const I *index = reinterpret_cast<const I *>(m.index) + m.starts[slot];
+    const I *counts = reinterpret_cast<const I *>(m.counts) + slot * kRows;
+    for (int r = 0; r < rows; r++) {
+        const int n = counts[r];
+        list_row<NV>(v, index, n, at, out + r * kWidest);
+        v += n;
+        index += n;
+    }
+}
+
+template <int NV, class V, class At>
+void bits(const Matrix &m, int64_t block, int64_t t, int rows, At at, float *out) {
+    const int64_t slot = block * ((m.cols + m.tile - 1) / m.tile) + t;
+    const V *v = static_cast<const V *>(m.values) + m.starts[slot];
+    const int words = m.tile / 64;
+    const uint8_t *mask = m.index + slot * kRows * (m.tile / 8);
+    for (int r = 0; r < rows; r++) {
+        Sum<NV> sum;
+        sum.from(out + r * kWidest);
+        for (int w = 0; w < words; w++, mask += 8) {
+            uint64_t left;
+            memcpy(&left, mask, 8);
+            const int64_t base = w * 64;
+            for (; left; left &= left - 1) sum.take(widened(*v++), at(base + __builtin_ctzll(left)));
+        }
+        sum.to(out + r * kWidest);
+    }
+}
+
+// Four rows that share their columns times NV vectors of a panel.
+template <int NV, class V, class I, class At>
+INLINE void four_rows(const V *v, int step, const I *index, int n, At at, int shift, float *out) {
+    Sum<NV> a, b, c, d;
+    a.from(out), b.from(out + kWidest), c.from(out + 2 * kWidest), d.from(out + 3 * kWidest);
+    for (int j = 0; j < n; j++, v += step) {
+        const float *x = at(index[j]) + shift;
+        Vec in[NV];
+        for (int i = 0; i < NV; i++) in[i] = load(x + i * VL);
+        const float p = widened(v[0]), q = widened(v[1]), r = widened(v[2]), s = widened(v[3]);
+        for (int i = 0; i < NV; i++) a.v[i] += p * in[i];
+        for (int i = 0; i < NV; i++) b.v[i] += q * in[i];
+        for (int i = 0; i < NV; i++) c.v[i] += r * in[i];
+        for (int i = 0; i < NV; i++) d.v[i] += s * in[i];
+    }
+    a.to(out), b.to(out + kWidest), c.to(out + 2 * kWidest), d.to(out + 3 * kWidest);
+}
+
+template <int NV, class V, class I, class At>
+void blocks(const Matrix &m, int64_t block, int64_t t, int rows, At at, float *out) {
+    const int64_t slot = block * ((m.cols + m.tile - 1) / m.tile) + t;
+    const int R = m.block;
+    const V *v = static_cast<const V *>(m.values) + m.starts[slot] * R;
+    const I *index = reinterpret_cast<const I *>(m.index) + m.starts[slot];
+    const I *counts = reinterpret_cast<const I *>(m.counts) + slot * (kRows / R);
+    for (int g = 0; g * R < rows; g++) {
+        const int n = counts[g];
+        for (int r = 0; r < R; r += 4) {
+            float *to = out + (g * R + r) * kWidest;
+            if constexpr (VL == 16) {  // 32 registers
+                four_rows<NV>(v + r, R, index, n, at, 0, to);
+            } else if constexpr (NV == 8) {
+                four_rows<3>(v + r, R, index, n, at, 0, to);
+                four_rows<3>(v + r, R, index, n, at, 3 * VL, to + 3 * VL);
+                four_rows<2>(v + r, R, index, n, at, 6 * VL, to + 6 * VL);
+            } else if constexpr (NV == 4) {
+                four_rows<2>(v + r, R, index, n, at, 0, to);
+                four_rows<2>(v + r, R, index, n, at, 2 * VL, to + 2 * VL);
+            } else {
+                four_rows<NV>(v + r, R, index, n, at, 0, to);
+            }
+        }
+        v += int64_t(n) * R;
+        index += n;
+    }
+}
+
+// Every column that has no value in a row, times zero: what a dense product adds where x is NaN or infinite.
+// visit(row of the block, column, ) is called for these.
+template <class F>
+void absent(const Matrix &m, int64_t block, int rows, F visit) {
+    const int64_t tiles = (m.cols + m.tile - 1) / m.tile;
+    const int R = m.layout == kBlocks ? m.block : 1;
+    uint64_t seen[512];  // tiles have at most 32768 columns
+    for (int64_t t = 0; t < tiles; t++) {
+        const int64_t slot = block * tiles + t, first = t * m.tile;
+        const int64_t here = m.cols - first < m.tile ? m.cols - first : m.tile;
+        int64_t e = m.starts[slot];
+        for (int g = 0; g * R < rows; g++) {
+            memset(seen, 0, size_t(m.tile + 63) / 64 * 8);
+            if (m.layout == kBits) {
+                memcpy(seen, m.index + (slot * kRows + g) * (m.tile / 8), m.tile / 8);
+            } else {
+                const int64_t place = slot * (kRows / R) + g;
+                const int n = m.wide ? reinterpret_cast<const uint16_t *>(m.counts)[place] : m.counts[place];
+                for (int j = 0; j < n; j++, e++) {
+                    const int k = m.wide ? reinterpret_cast<const uint16_t *>(m.index)[e] : m.index[e];
+                    seen[k / 64] |= uint64_t(1) << (k % 64);
+                }
+            }
+            for (int64_t k = 0; k < here; k++)
+                if (!(seen[k / 64] >> (k % 64) & 1))
+                    for (int r = g * R; r < g * R + R && r < rows; r++) visit(r, first + k);
+        }
+    }
+}
+
+template <int NV, class V, class At>
+void tile_times(const Matrix &m, int64_t block, int64_t t, int rows, At at, float *out) {
+    if (m.layout == kBits) return bits<NV, V>(m, block, t, rows, at, out);
+    if (m.layout == kBlocks) {
+        if (m.wide) return blocks<NV, V, uint16_t>(m, block, t, rows, at, out);
+        return blocks<NV, V, uint8_t>(m, block, t, rows, at, out);
+    }
+    if (m.wide) return lists<NV, V, uint16_t>(m, block, t, rows, at, out);
+    lists<NV, V, uint8_t>(m, block, t, rows, at, out);
+}
+
+template <int NV, class V>
+void placed(const Matrix &m, int64_t block, int64_t t, int rows, const Panel &p, float *out) {
+    const int64_t first = t * m.tile;
+    if (p.table) return tile_times<NV, V>(m, block, t, rows, Looked{p.data, p.table + first}, out);
+    tile_times<NV, V>(m, block, t, rows, Straight{p.data + first * (NV * VL), NV * VL}, out);
+}
+
+template <class V>
+void sized(const Matrix &m, int64_t block, int64_t t, int rows, const Panel &p, float *out) {
+    switch (p.width / VL) {
+        case 1: return placed<1, V>(m, block, t, rows, p, out);
+        case 2: return placed<2, V>(m, block, t, rows, p, out);
+        case 4: return placed<4, V>(m, block, t, rows, p, out);
+        case 8: if constexpr (kVectors >= 8) return placed<8, V>(m, block, t, rows, p, out);
+    }
+}
+
+void multiply(const Matrix &m, int64_t block, const Panel *panels, int32_t count, float *out) {
+    const int64_t tiles = (m.cols + m.tile - 1) / m.tile;
+    const int rows = int(m.rows - block * kRows < kRows ? m.rows - block * kRows : kRows);
+    memset(out, 0, sizeof(float) * kRows * kWidest * count);
+    for (int64_t t = 0; t < tiles; t++)
+        for (int32_t i = 0; i < count; i++) {
+            float *to = out + int64_t(i) * kRows * kWidest;
+            if (m.half) sized<uint16_t>(m, block, t, rows, panels[i], to);
+            else sized<float>(m, block, t, rows, panels[i], to);
+        }
+    for (int32_t i = 0; i < count; i++) {
+        const Panel &p = panels[i];
+        float *to = out + int64_t(i) * kRows * kWidest;
+        if (p.special)
+            absent(m, block, rows, [&](int r, int64_t k) {
+                const float *x = p.data + (p.table ? p.table[k] : k * p.width);
+                for (int j = 0; j < p.width; j++) to[r * kWidest + j] += 0.0f * x[j];
+            });
+    }
+}
+
+// ---- one vector ----------------------------------------------------------------------------------------------------
+
+INLINE float total(Vec v) {
+    float s = 0;
+    for (int i = 0; i < VL; i++) s += v[i];
+    return s;
+}
+
+template <class V, class I>
+void single_lists(const Matrix &m, int64_t slot, int rows, const float *x, float *out) {
+    const V *v = static_cast<const V *>(m.values) + m.starts[slot];
+    const I *index = reinterpret_cast<const I *>(m.index) + m.starts[slot];
+    const I *counts = reinterpret_cast<const I *>(m.counts) + slot * kRows;
+    for (int r = 0; r < rows; r++) {
+        const int n = counts[r];
+        float s[8] = {};
+        int j = 0;
+        for (; j + 8 <= n; j += 8)
+            for (int i = 0; i < 8; i++) s[i] += widened(v[j + i]) * x[index[j + i]];
+        for (; j < n; j++) s[0] += widened(v[j]) * x[index[j]];
+        out[r] += ((s[0] + s[1]) + (s[2] + s[3])) + ((s[4] + s[5]) + (s[6] + s[7]));
+        v += n;
+        index += n;
+    }
+}
+
+template <class V, class I, int R>
+void single_blocks(const Matrix &m, int64_t slot, int rows, const float *x, float *out) {
+    const V *v = static_cast<const V *>(m.values) + m.starts[slot] * R;
+    const I *index = reinterpret_cast<const I *>(m.index) + m.starts[slot];
+    const I *counts = reinterpret_cast<const I *>(m.counts) + slot * (kRows / R);
+    for (int g = 0; g * R < rows; g++) {
+        const int n = counts[g];
+        float s[4][R] = {};
+        int j = 0;
+        for (; j + 4 <= n; j += 4)
+            for (int u = 0; u < 4; u++)
+                for (int r = 0; r < R; r++) s[u][r] += widened(v[(j + u) * R + r]) * x[index[j + u]];
+        for (; j < n; j++)
+            for (int r = 0; r < R; r++) s[0][r] += widened(v[j * R + r]) * x[index[j]];
+        for (int r = 0; r < R; r++) out[g * R + r] += (s[0][r] + s[1][r]) + (s[2][r] + s[3][r]);
+        v += int64_t(n) * R;
+        index += n;
+    }
+}
+
+template <class V>
+void single_bits(const Matrix &m, int64_t slot, int rows, const float *x, float *out) {
+    const V *v = static_cast<const V *>(m.values) + m.starts[slot];
+    const int bytes = m.tile / 8;
+    const uint8_t *mask = m.index + slot * kRows * bytes;
+    for (int r = 0; r < rows; r++, mask += bytes) {
+        float s[4] = {};
+        for (int b = 0; b < bytes; b += 8) {
+            uint64_t left;
+            memcpy(&left, mask + b, 8);
+            for (int u = 0; left; left &= left - 1, u = (u + 1) & 3)
+                s[u] += widened(*v++) * x[b * 8 + __builtin_ctzll(left)];
+        }
+        out[r] += (s[0] + s[1]) + (s[2] + s[3]);
+    }
+}
+
+template <class V, class I>
+void single_blocks_of(const Matrix &m, int64_t slot, int rows, const float *x, float *out) {
+    if (m.block == 4) single_blocks<V, I, 4>(m, slot, rows, x, out);
+    else if (m.block == 8) single_blocks<V, I, 8>(m, slot, rows, x, out);
+    else single_blocks<V, I, 16>(m, slot, rows, x, out);
+}
+
+template <class V>
+void single_of(const Matrix &m, int64_t slot, int rows, const float *x, float *out) {
+    if (m.layout == kBits) single_bits<V>(m, slot, rows, x, out);
+    else if (m.layout == kBlocks && m.wide) single_blocks_of<V, uint16_t>(m, slot, rows, x, out);
+    else if (m.layout == kBlocks) single_blocks_of<V, uint8_t>(m, slot, rows, x, out);
+    else if (m.wide) single_lists<V, uint16_t>(m, slot, rows, x, out);
+    else single_lists<V, uint8_t>(m, slot, rows, x, out);
+}
+
+void single(const Matrix &m, int64_t block, const float *x, int32_t special, float *out) {
+    const int64_t tiles = (m.cols + m.tile - 1) / m.tile;
+    const int rows = int(m.rows - block * kRows < kRows ? m.rows - block * kRows : kRows);
+    memset(out, 0, sizeof(float) * kRows);
+    for (int64_t t = 0; t < tiles; t++) {
+        if (m.half) single_of<uint16_t>(m, block * tiles + t, rows, x + t * m.tile, out);
+        else single_of<float>(m, block * tiles + t, rows, x + t * m.tile, out);
+    }
+    if (special) absent(m, block, rows, [&](int r, int64_t k) { out[r] += 0.0f * x[k]; });
+}
+
+// ---- around the product --------------------------------------------------------------------------------------------
+
+template <class T>
+int32_t turned(const T *x, int64_t stride, int32_t tokens, int64_t from, int64_t to, int32_t width, float *panel) {
+    float bad = 0;
+    for (int64_t k = from; k < to; k += 8) {
+        const int64_t end = k + 8 < to ? k + 8 : to;
+        for (int32_t t = 0; t < tokens; t++)
+            for (int64_t i = k; i < end; i++) {
+                const float f = widened(x[t * stride + i]);
+                bad += f * 0.0f;
+                panel[i * width + t] = f;
+            }
+        for (int32_t t = tokens; t < width; t++)
+            for (int64_t i = k; i < end; i++) panel[i * width + t] = 0;
+    }
+    return is_special(bad);
+}
+
+int32_t turn(const void *x, int32_t half, int64_t stride, int32_t tokens, int64_t from, int64_t to, int32_t width,
+             float *panel) {
+    if (half) return turned(static_cast<const uint16_t *>(x), stride, tokens, from, to, width, panel);
+    return turned(static_cast<const float *>(x), stride, tokens, from, to, width, panel);
+}
+
+int32_t widen(const void *from, int32_t half, int64_t count, float *to) {
+    const uint16_t *h = static_cast<const uint16_t *>(from);
+    const float *f = static_cast<const float *>(from);
+    uint32_t most = 0;
+    if (half)
+        for (int64_t i = 0; i < count; i++) {
+            to[i] = widened(h[i]);
+            const uint32_t e = as_bits(to[i]) & 0x7f800000u;
+            most = e > most ? e : most;
+        }
+    else
+        for (int64_t i = 0; i < count; i++) {
+            to[i] = f[i];
+            const uint32_t e = as_bits(to[i]) & 0x7f800000u;
+            most = e > most ? e : most;
+        }
+    return most == 0x7f800000u;
+}
+
+void narrow(const float *from, int64_t count, int32_t half, void *to) {
+    if (!half) {
+        memcpy(to, from, size_t(count) * 4);
+        return;
+    }
+    uint16_t *h = static_cast<uint16_t *>(to);
+    for (int64_t i = 0; i < count; i++) h[i] = rounded(from[i]);
+}
+
+// x/2 (1 + erf(x / sqrt 2)). erf(z) / z as a rational function of z*z, fitted over |z| < 3.92 to 2e-8; beyond it, one.
+INLINE float gelu(float x) {
+    const float z = x * 0.70710678118654752f;
+    const float u = z * z < 15.3664f ? z * z : 15.3664f;
+    const float p = 1.128379146e+00f + u * (1.903990166e-01f + u * (5.274778092e-02f + u * (3.765312514e-03f +
+                    u * (2.848781416e-04f + u * 2.050169885e-06f))));
+    const float q = 1.0f + u * (5.020694772e-01f + u * (1.141060712e-01f + u * (1.496860147e-02f +
+                    u * (1.162466234e-03f + u * 3.809234331e-05f))));
+    float e = z * p / q;
+    e = z > 3.92f ? 1.0f : e;
+    e = z < -3.92f ? -1.0f : e;
+    return 0.5f * x * (1.0f + e);
+}
+
+void finish(float *tile, int32_t rows, int32_t width, const float *bias, int32_t activation) {
+    for (int32_t r = 0; r < rows; r++) {
+        float *row = tile + r * kWidest;
+        if (bias)
+            for (int32_t i = 0; i < width; i++) row[i] += bias[r];
+        if (activation == kRelu)
+            for (int32_t i = 0; i < width; i++) row[i] = row[i] < 0.0f ? 0.0f : row[i];
+        if (activation == kGelu)
+            for (int32_t i = 0; i < width; i++) row[i] = gelu(row[i]);
+    }
+}
+
+void store(const float *tile, int32_t rows, int32_t tokens, int32_t half, int64_t stride, void *y) {
+    for (int32_t first = 0; first < rows; first += 8) {
+        const int32_t end = first + 8 < rows ? first + 8 : rows;
+        for (int32_t t = 0; t < tokens; t++)
+            for (int32_t r = first; r < end; r++) {
+                const float f = tile[r * kWidest + t];
+                if (half) static_cast<uint16_t *>(y)[t * stride + r] = rounded(f);
+                else static_cast<float *>(y)[t * stride + r] = f;
+            }
+    }
+}
+
+const Level kLevel = {PRUNUS_TEXT(PRUNUS_LEVEL), VL, kPanel, multiply, single, turn, widen, finish, store, narrow};
+
+}  // namespace
+}  // namespace PRUNUS_LEVEL
+
+const Level &PRUNUS_JOIN(level_, PRUNUS_LEVEL)() { return PRUNUS_LEVEL::kLevel; }
+
+}  // namespace prunus

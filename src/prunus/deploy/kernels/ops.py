@@ -1,0 +1,195 @@
+"""The kernels as PyTorch operators, which eager mode, `torch.compile` and `torch.export` see."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from prunus.core.errors import PrunusError, SpecError
+from prunus.deploy.kernels.library import loaded
+from prunus.deploy.kernels.packed import ACTIVATIONS, DTYPES, Activation, Packed, matrix, problem_of
+
+_FAILED = {1: "the packed weight is not consistent", 2: "there is not enough memory"}
+
+
+def _checked(x: Tensor, rows: int, bias: Tensor | None, activation: str) -> None:
+    if activation not in ACTIVATIONS:
+        raise SpecError(f"unknown activation {activation!r}: known are {', '.join(ACTIVATIONS)}")
+    if x.dtype not in DTYPES:
+        raise SpecError(f"the sparse kernels take float32 and bfloat16 inputs, not {x.dtype}")
+    if bias is not None and tuple(bias.shape) != (rows,):
+        raise SpecError(f"the bias has the shape {list(bias.shape)}, and the weight {rows} output channels")
+
+
+def _call(function: Any, what: Any, x: Tensor, size: Any, bias: Tensor | None, act: str, y: Tensor, n: int) -> None:
+    known = None if bias is None else bias.detach().to(torch.float32).contiguous()
+    pointer = None if known is None else known.data_ptr()
+    threads = n or torch.get_num_threads()
+    half = x.dtype == torch.bfloat16
+    failed = function(ctypes.byref(what), x.data_ptr(), half, size, pointer, ACTIVATIONS[act], y.data_ptr(), threads)
+    if failed:
+        raise PrunusError(f"a sparse kernel failed: {_FAILED.get(failed, failed)}")
+
+
+def _matrix(values: Tensor, index: Tensor, counts: Tensor, starts: Tensor, rows: int, cols: int, form: str) -> Any:
+    problem = problem_of(values, index, counts, starts, rows, cols, form)
+    if problem:
+        raise SpecError(f"these tensors are no packed weight [{rows}, {cols}] of form {form}: {problem}")
+    return matrix(values, index, counts, starts, rows, cols, form)
+
+
+_PACKED = "Tensor x, Tensor values, Tensor index, Tensor counts, Tensor starts, Tensor? bias"
+
+
+@torch.library.custom_op(
+    "prunus::sparse_linear",
+    mutates_args=(),
+    device_types="cpu",
+    schema=f"({_PACKED}, int rows, int cols, str form, str activation, int threads) -> Tensor",
+)
+def sparse_linear(
+    x: Tensor,
+    values: Tensor,
+    index: Tensor,
+    counts: Tensor,
+    starts: Tensor,
+    bias: Tensor | None,
+    rows: int,
+    cols: int,
+    form: str,
+    activation: str,
+    threads: int,
+) -> Tensor:
+    """act(x Wᵀ + bias) [..., rows] of x [..., cols] and the packed W [rows, cols]; `threads` 0: as many as PyTorch."""
+    _checked(x, rows, bias, activation)
+    if x.ndim == 0 or x.shape[-1] != cols:
+        raise SpecError(f"the input has the shape {list(x.shape)}, and the weight {cols} input channels")
+    x = x.contiguous()
+    y = x.new_empty((*x.shape[:-1], rows))
+    what = _matrix(values, index, counts, starts, rows, cols, form)
+    tokens = y.numel() // rows if rows else 0
+    _call(loaded().prunus_linear, what, x, tokens, bias, activation, y, threads)
+    return y
+
+
+@sparse_linear.register_fake
+def _(x, values, index, counts, starts, bias, rows, cols, form, activation, threads):  # type: ignore[no-untyped-def]
+    _checked(x, rows, bias, activation)
+    torch._check(x.shape[-1] == cols, lambda: f"the input has {x.shape[-1]} channels, and the weight {cols}")
+    return x.new_empty((*x.shape[:-1], rows))
+
+
+def _out(size: Any, kernel: int, stride: int, padding: int, dilation: int) -> Any:
+    """Positions along an axis, which a traced `size` may know only as a symbol."""
+    return (size + 2 * padding - dilation * (kernel - 1) - 1) // stride + 1
+
+
+@torch.library.custom_op(
+    "prunus::sparse_conv2d",
+    mutates_args=(),
+    device_types="cpu",
+    schema=f"({_PACKED}, int[] shape, int[] stride, int[] padding, int[] dilation, str form, str activation, "
+    "int threads) -> Tensor",
+)
+def sparse_conv2d(
+    x: Tensor,
+    values: Tensor,
+    index: Tensor,
+    counts: Tensor,
+    starts: Tensor,
+    bias: Tensor | None,
+    shape: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    form: str,
+    activation: str,
+    threads: int,
+) -> Tensor:
+    """act(conv2d(x, W) + bias) [images, out, h, w] of x [images, in, height, width]; the packed W has `shape`."""
+    rows, channels, kernel_h, kernel_w = shape
+    _checked(x, rows, bias, activation)
+    if x.ndim != 4 or x.shape[1] != channels:
+        raise SpecError(f"the input has the shape {list(x.shape)}, and the weight {channels} input channels")
+    if min(*stride, *dilation) < 1 or min(*padding) < 0:
+        raise SpecError(f"stride {list(stride)}, padding {list(padding)} or dilation {list(dilation)} is too small")
+    x = x.contiguous()
+    height, width = (_out(x.shape[2 + i], shape[2 + i], stride[i], padding[i], dilation[i]) for i in range(2))
+    if height < 1 or width < 1:
+        raise SpecError(f"an input of {x.shape[2]} x {x.shape[3]} is too small for a kernel of {kernel_h} x {kernel_w}")
+    y = x.new_empty((x.shape[0], rows, height, width))
+    what = _matrix(values, index, counts, starts, rows, channels * kernel_h * kernel_w, form)
+    geometry = (ctypes.c_int64 * 12)(*x.shape, kernel_h, kernel_w, *stride, *padding, *dilation)
+    _call(loaded().prunus_conv2d, what, x, ctypes.addressof(geometry), bias, activation, y, threads)
+    return y
+
+
+@sparse_conv2d.register_fake
+def _(x, values, index, counts, starts, bias, shape, stride, padding, dilation, form, activation, threads):  # type: ignore[no-untyped-def]
+    _checked(x, shape[0], bias, activation)
+    size = (_out(x.shape[2 + i], shape[2 + i], stride[i], padding[i], dilation[i]) for i in range(2))
+    return x.new_empty((x.shape[0], shape[0], *size))
+
+
+def _refuse(ctx: Any, *grads: Any) -> Any:
+    raise PrunusError("the sparse kernels have no backward pass: train the dense model, or run under torch.no_grad()")
+
+
+sparse_linear.register_autograd(_refuse)
+sparse_conv2d.register_autograd(_refuse)
+
+
+def linear(
+    x: Tensor, packed: Packed, bias: Tensor | None = None, activation: Activation = "none", threads: int = 0
+) -> Tensor:
+    """act(x Wᵀ + bias) with a packed weight.
+
+    Args:
+        x: [..., in], float32 or bfloat16, on the CPU; sums are float32.
+        packed: of a weight [out, in].
+        bias: [out].
+        activation: applied to the result: none, relu or gelu (with erf).
+        threads: 0 for as many as PyTorch uses. Results do not depend on it.
+
+    Returns: [..., out] of x's type. NaN and infinity in x reach all that they reach in a dense product.
+    Cost: the weights that are left times the tokens; one copy of x, tokens turned into columns.
+    Errors: `SpecError` for types and shapes that do not fit; `PrunusError` without the library, and in a backward pass.
+    """
+    if len(packed.shape) != 2:
+        raise SpecError(f"a packed weight of shape {list(packed.shape)} is a convolution's: use conv2d")
+    y: Tensor = sparse_linear(x, *packed.tensors, bias, *packed.shape, packed.form, activation, threads)
+    return y
+
+
+def conv2d(
+    x: Tensor,
+    packed: Packed,
+    bias: Tensor | None = None,
+    stride: int | Sequence[int] = 1,
+    padding: int | Sequence[int] = 0,
+    dilation: int | Sequence[int] = 1,
+    activation: Activation = "none",
+    threads: int = 0,
+) -> Tensor:
+    """act(conv2d(x, W) + bias) with a packed weight, without groups.
+
+    Args:
+        x: [images, in, height, width], float32 or bfloat16, on the CPU.
+        packed: of a weight [out, in, kernel height, kernel width].
+        bias: [out].
+        stride, padding, dilation: numbers or pairs, as `torch.nn.functional.conv2d` takes them; padding is zeros.
+        activation, threads: as for `linear`.
+
+    Returns: [images, out, height', width'] of x's type, contiguous.
+    Cost: the weights that are left times the output positions; one padded copy of x in float32.
+    Errors: as for `linear`.
+    """
+    if len(packed.shape) != 4:
+        raise SpecError(f"a packed weight of shape {list(packed.shape)} is a linear map's: use linear")
+    pairs = ([v, v] if isinstance(v, int) else list(v) for v in (stride, padding, dilation))
+    y: Tensor = sparse_conv2d(x, *packed.tensors, bias, list(packed.shape), *pairs, packed.form, activation, threads)
+    return y
