@@ -130,8 +130,8 @@ def test_masks_of_another_shape_are_refused(folder: Path) -> None:
 
 
 def test_a_folder_of_a_later_version_says_so(folder: Path) -> None:
-    seal(folder, content(folder) | {"format_version": 2, "prunus": "9.0"})
-    with pytest.raises(SpecError, match=r"version 2.*reads 1.*9\.0"):
+    seal(folder, content(folder) | {"format_version": 3, "prunus": "9.0"})
+    with pytest.raises(SpecError, match=r"version 3.*reads 2.*9\.0"):
         prunus.load(folder, toy)
 
 

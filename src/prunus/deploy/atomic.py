@@ -16,7 +16,7 @@ _AT_CWD, _EXCHANGE = -100, 2  # AT_FDCWD and RENAME_EXCHANGE of renameat2(2)
 
 
 @contextmanager
-def new_folder(path: Path, *, mark: str = MARK) -> Iterator[Path]:
+def new_folder(path: Path, *, mark: str = MARK, needs: int = 0) -> Iterator[Path]:
     """A temporary folder beside `path` that takes its place when the block ends without an exception.
 
     An existing folder is replaced only if it is empty or holds `mark` (so it is one of ours). Everything is flushed to
@@ -25,10 +25,12 @@ def new_folder(path: Path, *, mark: str = MARK) -> Iterator[Path]:
     folders made for it are removed. What killed processes left beside `path` is removed, or put back if it is all
     there is.
 
+    needs: bytes that will be written at least; where the disk has fewer, nothing is begun.
     Errors: `SpecError` for a folder that is not ours, `PrunusError` where writing fails.
     """
     path = Path(path)
     check_replaceable(path, mark=mark)
+    check_space(path.absolute().parent, needs)
     made: list[Path] = []
     try:
         try:
@@ -60,11 +62,14 @@ def new_folder(path: Path, *, mark: str = MARK) -> Iterator[Path]:
 
 
 def check_replaceable(path: Path, *, mark: str = MARK) -> None:
-    """Refuse a place that may not be written: a file, or a folder with content that is not ours. Changes nothing.
+    """Refuse a place that may not be written: a file, a link, or a folder with content that is not ours. Changes
+    nothing.
 
     Errors: `SpecError`; and those of `check_writable`.
     """
     path = Path(path)
+    if path.is_symlink():
+        raise SpecError(f"{path} is a symbolic link: name the folder itself, {path.resolve()}")
     try:
         taken = path.exists()
         foreign = taken and (not path.is_dir() or (any(path.iterdir()) and not (path / mark).is_file()))
@@ -86,6 +91,16 @@ def check_writable(folder: Path) -> None:
     if not found.is_dir() or not os.access(found, os.W_OK | os.X_OK):
         why = "it may not be written to" if found.is_dir() else "it is a file"
         raise PrunusError(f"cannot write to {folder}: {found}: {why}. Choose a folder you may write to")
+
+
+def check_space(folder: Path, needs: int) -> None:
+    """Refuse to begin what the disk has no room for. `needs`: bytes. Errors: `PrunusError`."""
+    found = Path(folder).absolute()
+    while not found.exists():
+        found = found.parent
+    free = shutil.disk_usage(found).free
+    if free < needs:
+        raise PrunusError(f"{folder} needs {needs:,} bytes, and {free:,} are free: free space or choose another place")
 
 
 def write_text(path: Path, text: str) -> None:

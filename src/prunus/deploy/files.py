@@ -1,24 +1,41 @@
 """Saving and loading pruned models: safetensors for numbers, JSON for everything else, SHA-256 for both."""
 
-from collections.abc import Callable, Mapping, Set
+import hashlib
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence, Set
 from pathlib import Path
-from typing import Any
+from typing import Any, Final, Literal
 
-import safetensors
+import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
-from safetensors.torch import save as serialized
 from torch import Tensor, nn
 
 from prunus import __version__, preparation_of
-from prunus.core.errors import PrunusError, SpecError, VerificationError, listed
+from prunus.core.errors import SpecError, VerificationError, listed
 from prunus.deploy.atomic import MARK, new_folder
-from prunus.deploy.manifest import FileRecord, Manifest, read_manifest, sha256_of
-from prunus.engine.apply_ import pack, unpack
+from prunus.deploy.containers.grid import Matrix
+from prunus.deploy.containers.spec import Coding
+from prunus.deploy.manifest import (
+    FileRecord,
+    Manifest,
+    MetricRecord,
+    SizesRecord,
+    TensorRecord,
+    read_manifest,
+    sha256_of,
+)
+from prunus.deploy.tensors import TensorFile, head_of, write_tensors
+from prunus.deploy.weights import Laid, Weights, lay, mask_entries, nonzero_of
+from prunus.engine.apply_ import unpack
 from prunus.engine.result import Result
 from prunus.graph import replay_
 
-WEIGHTS, MASKS = "model.safetensors", "masks.safetensors"
+Name = Literal["model.safetensors", "masks.safetensors"]
+WEIGHTS: Final = "model.safetensors"
+MASKS: Final = "masks.safetensors"
+PACKED = "packed"
+"""What `prunus` says in the header of a file some of whose tensors are in containers."""
 _META = {"format": "pt"}
 
 
@@ -27,6 +44,9 @@ def save(
     path: str | Path,
     *,
     compact: bool | None = None,
+    sparse: bool | Sequence[Coding] = True,
+    parent: nn.Module | str | None = None,
+    metrics: Mapping[str, tuple[float | None, float | None]] | None = None,
     notes: Mapping[str, Any] | None = None,
     texts: Mapping[str, str] | None = None,
 ) -> Path:
@@ -36,10 +56,17 @@ def save(
         result: what pruning gave.
         path: the folder; an earlier one of ours is replaced in one step, anything else is refused.
         compact: store the physically smaller model. Left out: yes where the recipe removes whole units.
-        notes: anything JSON that should travel along (metrics, the data's digest).
+        sparse: store each tensor in its smallest lossless container (`deploy.containers`), or leave all of them dense;
+            names of codings (`("bitmask",)`) limit the choice. What pruning zeroed comes back as 0.0, whatever its
+            sign was; everything else bit for bit. `prunus unpack` makes the file dense again for other tools.
+        parent: the dense model that was pruned, or its `digest_of`, which the manifest then holds.
+        metrics: name -> what was measured before and after pruning, None where it was not.
+        notes: anything JSON that should travel along (the data's digest).
         texts: further files (name -> content) that belong to the folder, such as a report.
 
-    Nothing is pickled. A folder that cannot be written whole is not written at all. Cost: one pass over the weights.
+    Nothing is pickled. A folder that cannot be written whole is not written at all. Cost: some passes over the
+    weights. Memory: beside the model, one tensor where it has to be brought to the CPU or made contiguous, and some
+    megabytes; a compact model is made in memory first.
     """
     texts = texts or {}
     for name in texts:
@@ -48,17 +75,14 @@ def save(
     compact = result.recipe.structure == "structured" if compact is None else compact
     model = result.compact(verify=result.example is not None) if compact else result.model
     state, aliases = distinct(model.state_dict())
-    masks = {n: pack(m).cpu() for n, m in result.unit_masks.items()}
-    with new_folder(Path(path)) as folder:
-        try:
-            save_file(state, str(folder / WEIGHTS), metadata=_META)
-            save_file(masks, str(folder / MASKS), metadata=_META)
-        except safetensors.SafetensorError as error:
-            raise PrunusError(
-                f"could not write {path}: {error}. Nothing was left behind; free space or choose another place"
-            ) from error
-        files = {
-            n: FileRecord(sha256=sha256_of(folder / n), bytes=(folder / n).stat().st_size) for n in (WEIGHTS, MASKS)
+    laid = lay(state, keep=result.masks, sparse=sparse)
+    mask_of = _readable_from(laid, result)
+    masks = {n: m for n, m in result.unit_masks.items() if n not in mask_of}
+    meta = _META | ({"prunus": PACKED} if laid.packed else {})
+    with new_folder(Path(path), needs=laid.stored) as folder:
+        digests = {
+            WEIGHTS: write_tensors(folder / WEIGHTS, laid.entries, meta),
+            MASKS: write_tensors(folder / MASKS, mask_entries(masks), _META),
         }
         manifest = Manifest.model_validate(
             {
@@ -69,8 +93,13 @@ def save(
                 "edits": [e.to_dict() for e in result.edits] if compact else [],
                 "aliases": aliases,
                 "masks": {n: tuple(m.shape) for n, m in result.unit_masks.items()},
-                "files": files,
+                "files": {n: FileRecord(sha256=d, bytes=(folder / n).stat().st_size) for n, d in digests.items()},
                 "notes": dict(notes or {}),
+                "tensors": {n: TensorRecord.of(made) for n, made in laid.packed.items()},
+                "sizes": SizesRecord(dense=laid.dense, stored=laid.stored, bound=laid.bound),
+                "mask_of": mask_of,
+                "parent": digest_of(parent) if isinstance(parent, nn.Module) else parent,
+                "metrics": {n: MetricRecord(before=b, after=a) for n, (b, a) in (metrics or {}).items()},
             }
         )
         (folder / MARK).write_bytes(manifest.sealed())
@@ -96,17 +125,19 @@ def load(path: str | Path, model_factory: Callable[[], nn.Module]) -> nn.Module:
         raise SpecError("model_factory makes the network: pass a class or a function (`lambda: MyNet()`), no model")
     folder = Path(path)
     manifest = read_manifest(folder)
-    state = _tensors(folder, WEIGHTS, manifest)
+    weights = weights_of(folder, manifest)
+    # Name -> the name that its values are stored under.
+    stored = {n: n for n in weights.shapes}
     for alias, name in manifest.aliases.items():
-        if name not in state or alias in state:
+        if name not in weights.shapes or alias in stored:
             raise VerificationError(f"{folder / MARK} ties {alias} to {name}, which does not fit {WEIGHTS}")
-    state |= {alias: state[name] for alias, name in manifest.aliases.items()}
+        stored[alias] = name
     model = model_factory()
     if not isinstance(model, nn.Module):
         raise SpecError(f"model_factory must return a torch module, it returned {type(model).__name__}")
-    _prepare_(model, manifest, state)
+    _prepare_(model, manifest, stored)
     modules = dict(model.named_modules())
-    for target in manifest.sizes():
+    for target in manifest.sizes_changed():
         module, _, name = target.rpartition(".")
         found = modules.get(module)
         if type(vars(found).get(name) if found is not None else 0) not in (int, tuple):
@@ -114,24 +145,29 @@ def load(path: str | Path, model_factory: Callable[[], nn.Module]) -> nn.Module:
             raise SpecError(f"{folder / MARK} changes {target}, which is no size in the model that model_factory made")
     replay_(model, manifest.structure())
     own = _own_state(model)
-    wrong = [f"{n} is missing in the file" for n in own if n not in state]
-    wrong += [f"{n} is unknown to the model" for n in state if n not in own]
+    wrong = [f"{n} is missing in the file" for n in own if n not in stored]
+    wrong += [f"{n} is unknown to the model" for n in stored if n not in own]
     wrong += [
-        f"{n} is {tuple(state[n].shape)} in the file and {tuple(own[n].shape)} in the model"
+        f"{n} is {weights.shapes[stored[n]]} in the file and {tuple(own[n].shape)} in the model"
         for n in own
-        if n in state and own[n].shape != state[n].shape
+        if n in stored and tuple(own[n].shape) != weights.shapes[stored[n]]
     ]
     first: dict[int, str] = {}
     for name, tensor in own.items():
         twin = first.setdefault(id(tensor), name)
-        if twin != name and name in state and twin in state and state[name] is not state[twin]:
+        if twin != name and name in stored and twin in stored and stored[name] != stored[twin]:
             wrong.append(f"{name} and {twin} are one tensor in the model and two in the file")
     if wrong:
         raise SpecError(
             f"the model that model_factory made is not the one that was saved in {folder}: {listed(wrong, 12)}"
         )
+    # Only now is anything allocated: the shapes are those that the model has itself.
+    values: dict[str, Tensor] = {}
     for name, tensor in own.items():
-        tensor.data = state[name].to(tensor.device)
+        if stored[name] not in values:
+            values[stored[name]] = weights.tensor(stored[name], tuple(tensor.shape))
+    for name, tensor in own.items():
+        tensor.data = values[stored[name]].to(tensor.device)
     return model.eval()
 
 
@@ -142,26 +178,56 @@ def load_masks(path: str | Path) -> dict[str, Tensor]:
     """
     folder = Path(path)
     manifest = read_manifest(folder)
-    packed = _tensors(folder, MASKS, manifest)
+    file = _verified(folder, MASKS, manifest)
     for name, shape in manifest.masks.items():
-        size = torch.Size(shape).numel()
-        if name not in packed or packed[name].dtype != torch.uint8 or packed[name].numel() != -(-size // 8):
-            raise VerificationError(f"{folder / MASKS} has no mask of {shape} for {name}")
-    return {name: unpack(packed[name], shape) for name, shape in manifest.masks.items()}
+        size, place = math.prod(shape), file.places.get(name)
+        if name not in manifest.mask_of and (place is None or place.dtype != "U8" or place.size != -(-size // 8)):
+            raise VerificationError(f"{file.path} has no mask of {shape} for {name}")
+    weights = weights_of(folder, manifest) if manifest.mask_of else None
+    found: dict[str, Tensor] = {}
+    for name, shape in manifest.masks.items():
+        if weights is None or name not in manifest.mask_of:
+            found[name] = unpack(file.tensor(name), shape)
+            continue
+        tensor = manifest.mask_of[name]
+        of = weights.shapes.get(tensor)
+        record = manifest.tensors.get(tensor)
+        # The limit on what is allocated: a mask is no larger than what was pruned, by the model's own count.
+        if of is None or record is None or math.prod(of) != math.prod(shape):
+            raise VerificationError(f"{folder / MARK} reads the mask of {name} off {tensor}, which does not fit")
+        found[name] = weights.mask(tensor).reshape(shape)
+    return found
 
 
 def serialize(model: nn.Module) -> bytes:
-    """The model's state as a safetensors file, tied tensors once. Cost: two copies of the weights."""
-    return serialized(distinct(model.state_dict())[0], metadata=_META)
+    """The model's state as a safetensors file, dense, tied tensors once. Cost: a copy of the weights."""
+    entries = lay(distinct(model.state_dict())[0], sparse=False).entries
+    pieces = [np.ascontiguousarray(p).tobytes() for e in entries for p in e.pieces()]
+    return head_of(entries, _META) + b"".join(pieces)
 
 
 def stored_bytes(model: nn.Module) -> int:
-    """The size of the file that the model's state makes."""
-    return len(serialize(model))
+    """The size of the file that the model's state makes, dense. Cost: no pass over the weights."""
+    entries = lay(distinct(model.state_dict())[0], sparse=False).entries
+    return len(head_of(entries, _META)) + sum(e.size for e in entries)
+
+
+def digest_of(model: nn.Module) -> str:
+    """SHA-256 of a model's state: names, types, shapes and bytes, in the order of names; tied tensors once.
+
+    Cost: one pass over the weights, about a second for a gigabyte.
+    """
+    sha = hashlib.sha256()
+    state, aliases = distinct(model.state_dict())
+    sha.update(json.dumps(sorted(aliases.items())).encode())
+    for name in sorted(state):
+        sha.update(f"{name} {state[name].dtype} {tuple(state[name].shape)}\n".encode())
+        sha.update(Matrix(state[name]).bits)
+    return sha.hexdigest()
 
 
 def distinct(state: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Each tied tensor once, on the processor and contiguous, and the names that share it.
+    """Each tied tensor once, as it lies in the model, and the names that share it.
 
     Errors: `SpecError` where a module keeps state that is no tensor.
     """
@@ -176,17 +242,34 @@ def distinct(state: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[str, str
             aliases[name] = seen[key]
             continue
         seen[key] = name
-        tensors[name] = t.detach().cpu().clone(memory_format=torch.contiguous_format)
+        tensors[name] = t.detach()
     return tensors, aliases
 
 
-def _prepare_(model: nn.Module, manifest: Manifest, state: Mapping[str, Tensor]) -> None:
+def weights_of(folder: Path, manifest: Manifest) -> Weights:
+    """The weights of a folder, after their file's size and digest were compared with the manifest's."""
+    file = _verified(folder, WEIGHTS, manifest)
+    return Weights(file, {n: r.spec() for n, r in manifest.tensors.items()})
+
+
+def _readable_from(laid: Laid, result: Result) -> dict[str, str]:
+    """Groups whose mask is which entries of one packed tensor hold anything: group name -> tensor."""
+    found: dict[str, str] = {}
+    for group in result.groups:
+        mask, member = result.unit_masks.get(group.name), group.members[0]
+        single = len(group.members) == 1 and member.dim is None and member.param in laid.packed
+        if mask is not None and single and nonzero_of(laid.packed[member.param].source(), mask):
+            found[group.name] = member.param
+    return found
+
+
+def _prepare_(model: nn.Module, manifest: Manifest, stored: Mapping[str, str]) -> None:
     """Write the model's modules anew where the recipe did so before pruning (layers as products), if it is not done."""
     recipe = manifest.result.get("recipe")
     plain = recipe.get("prepare") if isinstance(recipe, Mapping) else None
-    stored = state.keys() - manifest.aliases.keys()
-    if isinstance(plain, Mapping) and not _fits(stored, _own_state(model)):
-        preparation_of(plain).again(model, stored)
+    names = stored.keys() - manifest.aliases.keys()
+    if isinstance(plain, Mapping) and not _fits(names, _own_state(model)):
+        preparation_of(plain).again(model, names)
 
 
 def _fits(stored: Set[str], own: Mapping[str, Tensor]) -> bool:
@@ -199,9 +282,9 @@ def _own_state(model: nn.Module) -> dict[str, Tensor]:
     return {n: t for n, t in model.state_dict(keep_vars=True).items() if isinstance(t, Tensor)}
 
 
-def _tensors(folder: Path, name: str, manifest: Manifest) -> dict[str, Tensor]:
+def _verified(folder: Path, name: Name, manifest: Manifest) -> TensorFile:
     """A safetensors file, after its size and digest were compared with the manifest's."""
-    file, record = folder / name, manifest.files[name]  # type: ignore[index]  # the two names are its keys
+    file, record = folder / name, manifest.files[name]
     if not file.is_file():
         raise VerificationError(f"{file} is missing")
     size = file.stat().st_size
@@ -211,7 +294,4 @@ def _tensors(folder: Path, name: str, manifest: Manifest) -> dict[str, Tensor]:
         )
     if sha256_of(file) != record.sha256:
         raise VerificationError(f"{file} is not what was saved: its SHA-256 differs from the manifest's")
-    try:
-        return load_file(str(file))
-    except safetensors.SafetensorError as error:
-        raise VerificationError(f"{file} is no readable safetensors file: {error}") from error
+    return TensorFile(file)

@@ -186,7 +186,7 @@ def _read_back(kind: Any, folder: Path, small: nn.Module) -> nn.Module:
 def _manifest(result: Result, folder: Path, reason: str) -> Saved:
     """A folder of `prunus.save` that also says which class and configuration to start from."""
     notes, texts = described(unwrap(result.model), folder.name, reason)
-    save(result, folder, compact=True, notes=notes, texts=texts)
+    save(result, folder, compact=True, sparse=False, notes=notes, texts=texts)  # other tools look into these folders
     return Saved(folder, False, type(unwrap(result.model)).__name__, reason=reason)
 
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import re
 from itertools import pairwise
 from pathlib import Path
@@ -11,10 +12,13 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from prunus.core.errors import SpecError, VerificationError
 from prunus.deploy.atomic import MARK
+from prunus.deploy.containers import Packed, Spec
+from prunus.deploy.tensors import open_plain
 from prunus.graph import Edit
 from prunus.graph.depth.nothing import checked
 
-FORMAT_VERSION: Final = 1
+FORMAT_VERSION: Final = 2
+READS: Final = (1, 2)
 LIMIT = 64 << 20
 _UNSEALED = "0" * 64
 Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
@@ -22,6 +26,7 @@ Size = Annotated[int, Field(ge=0, strict=True)]
 Sizes = Size | tuple[Size, ...]
 # Plain names along a path: nothing that Python gives a meaning of its own. The last may be an entry of a sequence.
 _PATH = re.compile(r"(?!__)[A-Za-z0-9_]+(\.(?!__)[A-Za-z0-9_]+)*(\[\d+\])?")
+Finite = Annotated[float, Field(allow_inf_nan=False)]
 Small = Annotated[float, Field(gt=0, lt=1, strict=True, allow_inf_nan=False)]
 
 
@@ -102,6 +107,61 @@ class EpsilonRecord(_Record):
         return self
 
 
+class TensorRecord(_Record):
+    """A tensor that is packed: its container (`containers.Spec`), and what came of it.
+
+    Attributes:
+        pattern: in words.
+        sparsity: entries that are not stored over all.
+        bytes: of its streams.
+        bound: what its pattern and values cannot do without.
+    """
+
+    shape: tuple[Size, ...]
+    dtype: str
+    coding: Literal["bitmask", "gaps", "csr", "n_of_m"]
+    block: tuple[Size, Size]
+    kept: Size
+    parameter: tuple[Size, ...]
+    pattern: str
+    sparsity: Annotated[float, Field(ge=0, le=1)]
+    bytes: Size
+    bound: Size
+
+    @model_validator(mode="after")
+    def _fits(self) -> "TensorRecord":
+        self.spec()
+        return self
+
+    def spec(self) -> Spec:
+        """The container."""
+        return Spec(self.shape, self.dtype, self.coding, self.block, self.kept, self.parameter)
+
+    @classmethod
+    def of(cls, made: Packed) -> "TensorRecord":
+        """What is to be said of a container."""
+        spec = made.spec
+        told = {"pattern": spec.pattern, "sparsity": 1 - spec.values / spec.count, "bytes": made.size}
+        return cls.model_validate(spec.to_dict() | told | {"bound": spec.bound()})
+
+
+class SizesRecord(_Record):
+    """Bytes of all weights: dense, as they are stored, and what their patterns and values cannot do without. Headers
+    are not counted.
+    """
+
+    dense: Size
+    stored: Size
+    bound: Size
+
+
+class MetricRecord(_Record):
+    """A measured number before and after pruning, as far as it is known."""
+
+    before: Finite | None = None
+    after: Finite | None = None
+
+
 class Manifest(_Record):
     """What `pruning.json` holds.
 
@@ -116,11 +176,19 @@ class Manifest(_Record):
         masks: group name -> shape of its mask.
         files: digest and size of every other file that is read back.
         notes: what the caller wanted to travel along.
+        tensors: name -> the container of each tensor that is packed; all others are dense.
+        sizes: bytes of the weights.
+        mask_of: group name -> the tensor whose entries other than zero are its mask, which is then not stored.
+        parent: SHA-256 of the dense model (`files.digest_of`).
+        metrics: measured before and after.
+
+    Version 1 knew the fields up to `notes`; all tensors are dense then. `model.safetensors` holds a packed tensor as
+    its streams, `conv1.weight.bitmask` and `conv1.weight.values`.
     """
 
     sha256: Digest = _UNSEALED
     format: Literal["prunus"] = "prunus"
-    format_version: Literal[1] = FORMAT_VERSION
+    format_version: Literal[1, 2] = FORMAT_VERSION
     prunus: str
     torch: str
     compacted: bool
@@ -130,11 +198,18 @@ class Manifest(_Record):
     masks: dict[str, tuple[Size, ...]]
     files: dict[Literal["model.safetensors", "masks.safetensors"], FileRecord]
     notes: dict[str, Any] = {}
+    tensors: dict[str, TensorRecord] = {}
+    sizes: SizesRecord | None = None
+    mask_of: dict[str, str] = {}
+    parent: Digest | None = None
+    metrics: dict[str, MetricRecord] = {}
 
     @model_validator(mode="after")
     def _complete(self) -> "Manifest":
         if len(self.files) != 2:
             raise ValueError("files must name model.safetensors and masks.safetensors")
+        if not self.mask_of.keys() <= self.masks.keys():
+            raise ValueError("mask_of names groups that have no mask")
         return self
 
     def sealed(self) -> bytes:
@@ -146,7 +221,7 @@ class Manifest(_Record):
         """The edits, as the dependency engine replays them."""
         return [Edit.from_dict(e.model_dump()) for e in self.edits]
 
-    def sizes(self) -> list[str]:
+    def sizes_changed(self) -> list[str]:
         """Paths of the attributes that the edits write."""
         return [e.target for e in self.edits if isinstance(e, SizeRecord)]
 
@@ -160,10 +235,11 @@ def read_manifest(folder: str | Path) -> Manifest:
     file = Path(folder) / MARK
     if not file.is_file():
         raise SpecError(f"{folder} is no saved model: it has no {MARK}")
-    size = file.stat().st_size
-    if size > LIMIT:
-        raise VerificationError(f"{file} is {size:,} bytes; no manifest is that large")
-    content = file.read_bytes()
+    with open_plain(file) as stream:
+        size = os.fstat(stream.fileno()).st_size
+        if size > LIMIT:
+            raise VerificationError(f"{file} is {size:,} bytes; no manifest is that large")
+        content = stream.read()
     try:
         plain = json.loads(content)
     except (ValueError, RecursionError) as error:
@@ -173,9 +249,9 @@ def read_manifest(folder: str | Path) -> Manifest:
     if not isinstance(plain, dict) or plain.get("format") != "prunus":
         raise VerificationError(f"{file} is not a manifest of prunus")
     version = plain.get("format_version")
-    if type(version) is int and version != FORMAT_VERSION and _intact(content, plain.get("sha256")):
+    if type(version) is int and version not in READS and _intact(content, plain.get("sha256")):
         raise SpecError(
-            f"{file} has format version {version}, this prunus reads {FORMAT_VERSION}: "
+            f"{file} has format version {version}, this prunus reads {FORMAT_VERSION} and before: "
             f"install the version that wrote it ({plain.get('prunus')})"
         )
     if not _intact(content, plain.get("sha256")):
@@ -190,7 +266,7 @@ def read_manifest(folder: str | Path) -> Manifest:
 
 def sha256_of(file: Path) -> str:
     """SHA-256 of a file's bytes."""
-    with open(file, "rb") as stream:
+    with open_plain(file) as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
