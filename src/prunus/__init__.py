@@ -25,12 +25,15 @@ _PLACES = {
     "Result": "prunus.engine.result",
     "Session": "prunus.engine.session",
     "Task": "prunus.core.task",
+    "densify": "prunus.deploy.sparse_modules",
     "groups": "prunus.engine.structure",
     "load": "prunus.deploy.files",
     "prune": "prunus.engine.prune",
     "recover_": "prunus.engine.recover_",
     "save": "prunus.deploy.files",
     "score": "prunus.engine.score",
+    "sparsify": "prunus.deploy.sparsify_",
+    "sparsify_": "prunus.deploy.sparsify_",
     "transfer": "prunus.engine.transfer",
 }
 _PACKAGES = ("core", "measure", "methods", "parts", "graph", "lab", "report")
@@ -46,6 +49,8 @@ if TYPE_CHECKING:
     from prunus.core.recipe import Recipe
     from prunus.core.task import Task
     from prunus.deploy.files import load, save
+    from prunus.deploy.sparse_modules import densify
+    from prunus.deploy.sparsify_ import sparsify, sparsify_
     from prunus.engine.prune import prune
     from prunus.engine.recover_ import recover_
     from prunus.engine.result import Result
@@ -66,6 +71,7 @@ __all__ = [
     "Session",
     "Task",
     "__version__",
+    "densify",
     "graph",
     "groups",
     "lab",
@@ -78,6 +84,8 @@ __all__ = [
     "report",
     "save",
     "score",
+    "sparsify",
+    "sparsify_",
     "transfer",
 ]
 
