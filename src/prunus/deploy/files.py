@@ -222,7 +222,7 @@ def digest_of(model: nn.Module) -> str:
     sha.update(json.dumps(sorted(aliases.items())).encode())
     for name in sorted(state):
         sha.update(f"{name} {state[name].dtype} {tuple(state[name].shape)}\n".encode())
-        sha.update(Matrix(state[name]).bits)
+        sha.update(Matrix(state[name]).bits.data)
     return sha.hexdigest()
 
 

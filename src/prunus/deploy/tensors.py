@@ -184,15 +184,16 @@ class TensorFile:
     def tensor(self, name: str) -> Tensor:
         """A tensor."""
         place = self.places[name]
+        if not place.size:
+            return torch.empty(place.shape, dtype=DTYPES[place.dtype])
         return torch.from_numpy(self.read(name)).view(DTYPES[place.dtype]).reshape(place.shape)
 
 
 def _whole(numbers: Any) -> list[int] | None:
     """A list of numbers that places and sizes may be, or nothing."""
-    fits = (
-        isinstance(numbers, list) and len(numbers) <= 64 and all(type(n) is int and 0 <= n < 1 << 62 for n in numbers)
-    )
-    return numbers if fits else None
+    if not isinstance(numbers, list) or len(numbers) > 64:
+        return None
+    return numbers if all(type(n) is int and 0 <= n < 1 << 62 for n in numbers) else None
 
 
 def open_plain(path: Path) -> BufferedReader:

@@ -39,7 +39,7 @@ def choose(matrix: Matrix, *, only: Sequence[Coding] | None = None, name: str = 
     not larger than the best container so far; two, where gaps may be the smallest.
     """
     dense = Spec(matrix.shape, matrix.dtype, "dense")
-    full = dense.count * matrix.bits.itemsize
+    full = dense.count * dense.item
     codings = [c for c in CODINGS if c in CODES and (only is None or c in only)]
     if not codings or not dense.count or not matrix.shape:
         return dense, {}

@@ -37,7 +37,7 @@ _TALL = 32  # pieces have a multiple of so many rows: what the heights of blocks
 def integers_of(tensor: Tensor) -> NDArray[Any]:
     """The bit patterns of a tensor, flat; no copy where it is contiguous and on the CPU."""
     signed, unsigned = _INTEGERS[tensor.element_size()]
-    flat = tensor.detach().resolve_conj().resolve_neg().cpu().contiguous().reshape(-1).view(signed)
+    flat = tensor.detach().resolve_conj().resolve_neg().cpu().contiguous().flatten().view(signed)
     found: NDArray[Any] = flat.numpy().view(unsigned)
     return found
 
@@ -121,7 +121,8 @@ def reduced(found: Bools, block: Block) -> Bools:
     if wide > 1:
         found = _any_of(found.reshape(len(found), -1, wide))
     if high > 1:
-        found = np.asarray(np.logical_or.reduce(found.reshape(-1, high, found.shape[1]), axis=1))
+        tall: Bools = found.reshape(-1, high, found.shape[1]).any(axis=1)
+        return tall
     return found
 
 

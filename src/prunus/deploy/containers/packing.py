@@ -38,8 +38,7 @@ class Packed:
     @property
     def size(self) -> int:
         """Bytes of all streams."""
-        values = self.spec.count if self.spec.coding == "dense" else self.spec.values
-        return sum(self.sizes.values()) + values * self.spec.item
+        return sum(self.sizes.values()) + self.spec.values * self.spec.item
 
     def masks(self) -> dict[str, bytes]:
         """The streams but the values. Cost: one pass; at most a bit or two for every block is in memory."""
@@ -110,6 +109,8 @@ def unpack(spec: Spec, streams: Mapping[str, Bytes], shape: tuple[int, ...], *, 
         raise VerificationError(f"{name} has {len(values):,} bytes of values, and its container says {spec.values:,}")
     kind = torch.empty(0, dtype=DTYPES[spec.dtype])
     flat = values.view(integers_of(kind).dtype)
+    if not spec.count:
+        return torch.empty(spec.shape, dtype=kind.dtype)
     if spec.coding == "dense":
         return torch.from_numpy(flat.view(np.uint8).copy()).view(kind.dtype).reshape(spec.shape)
     try:

@@ -100,7 +100,7 @@ class Spec:
     @property
     def values(self) -> int:
         """Entries that are stored."""
-        return self.kept * self.block[0] * self.block[1]
+        return self.count if self.coding == "dense" else self.kept * self.block[0] * self.block[1]
 
     @property
     def rank_bits(self) -> int:
@@ -137,13 +137,12 @@ class Spec:
         bits of the values of these blocks, which are taken to be incompressible. Of the class of n:m patterns, of
         which every group has its own n, that is groups * log2 C(m, n); of all others log2 C(blocks, kept). Rounded up.
         """
-        values = self.count if self.coding == "dense" else self.values
         if self.coding == "n_of_m":
             n, m = self.parameter
             bits = self.blocks // m * math.log2(math.comb(m, n))
         else:
             bits = 0.0 if self.coding == "dense" else log2_choices(self.blocks, self.kept)
-        return math.ceil((bits + 8 * self.item * values) / 8)
+        return math.ceil((bits + 8 * self.item * self.values) / 8)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON."""
