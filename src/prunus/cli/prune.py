@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from prunus.cli.latency import fill_tables
 from prunus.cli.networks import Checkpoint, Network, Options, Width, budget_from, options_of, values_of
 from prunus.cli.output import DryRun, Json, Seed, console, emit, planned, progress, say, told_warnings
 from prunus.cli.setting import (
@@ -41,6 +42,15 @@ Bytes = Annotated[float | None, typer.Option("--bytes", help="Fraction of the st
 Latency = Annotated[
     float | None, typer.Option("--latency", help="Fraction of the dense latency to keep, measured here, (0, 1].")
 ]
+Solver = Annotated[
+    str | None,
+    typer.Option(
+        "--solver",
+        help="How --latency is met by recipes that rank channels: knapsack (the most valuable for the time they take), "
+        "or own (the recipe's ranking).",
+        show_default="knapsack",
+    ),
+]
 Unit = Annotated[
     str | None,
     typer.Option("--unit", "-u", help="What one unit is, in place of the method's: channel, head, width, block, ..."),
@@ -51,6 +61,14 @@ UnitOptions = Annotated[
         "--unit-option",
         metavar="NAME=VALUE",
         help="An option of the unit: round_to=8, exact=false, 'exclude=[\"head*\"]'; may be repeated.",
+    ),
+]
+For = Annotated[
+    str | None,
+    typer.Option(
+        "--for",
+        metavar="TARGET",
+        help="Round kept units to what a runtime likes: onnx, openvino, openvino-bf16, ... (see prunus deploy).",
     ),
 ]
 Ablate = Annotated[
@@ -72,12 +90,14 @@ def prune(
     download: Download = False,
     unit: Unit = None,
     unit_option: UnitOptions = None,
+    target: For = None,
     ablate: Ablate = None,
     sparsity: Sparsity = None,
     macs: Macs = None,
     params: Params = None,
     bytes_: Bytes = None,
     latency: Latency = None,
+    solver: Solver = None,
     steps: Steps = 0,
     lr: Rate = 0.02,
     batch_size: Batch = 128,
@@ -102,7 +122,7 @@ def prune(
     from prunus.core.recipe import Recipe
     from prunus.deploy.atomic import check_replaceable
 
-    recipe, fraction = patterned(with_unit(methods.find(method), unit, unit_option), sparsity)
+    recipe, fraction = patterned(with_unit(methods.find(method), unit, unit_option, target), sparsity)
     if calib is not None:
         other = {"--checkpoint": checkpoint, "--data": data, "--macs": macs, "--params": params, "--bytes": bytes_}
         clash = [n for n, v in (other | {"--latency": latency, "--ablate": ablate}).items() if v is not None]
@@ -135,7 +155,7 @@ def prune(
         if not isinstance(recipe, Recipe):
             raise SpecError(f"{recipe.name} is a procedure, whose masks and scores are its own: nothing to ablate")
         recipe = methods.ablated(recipe, ablate)
-    budget = budget_from(recipe, fraction, macs=macs, params=params, bytes=bytes_, latency=latency)
+    budget = budget_from(recipe, fraction, macs=macs, params=params, bytes=bytes_, latency=latency, solver=solver)
     check_replaceable(out)
     setup = setup_from(
         network,
@@ -150,6 +170,8 @@ def prune(
         lr=lr,
         seed=seed,
     )
+    if latency is not None:
+        fill_tables(setup.build(), setup.timed_inputs)
     if dry_run:
         with told_warnings():
             _plan(setup, recipe, budget, steps, out, json)
@@ -189,15 +211,20 @@ def prune(
     say(f"written: {out} (in Python: prunus.load({str(out)!r}, factory)), {out / 'report.html'}")
 
 
-def with_unit(recipe: Recipe | Procedure, unit: str | None, options: list[str] | None) -> Recipe | Procedure:
-    """The recipe with another granularity, or other values of its own; under the same name."""
+def with_unit(
+    recipe: Recipe | Procedure, unit: str | None, options: list[str] | None, target: str | None = None
+) -> Recipe | Procedure:
+    """The recipe with another granularity, or other values of its own; under the same name.
+
+    target: a runtime for which counts are rounded, where `options` do not say how.
+    """
     from dataclasses import replace
 
     from prunus.core.part import Granularity
     from prunus.core.procedure import Procedure
 
     values = values_of(options, "--unit-option", "round_to=8")
-    if unit is None and not values:
+    if unit is None and not values and target is None:
         return recipe
     if isinstance(recipe, Procedure):
         raise SpecError(f"{recipe.name} is a procedure: its units are its own, and --unit has nothing to change")
@@ -206,7 +233,19 @@ def with_unit(recipe: Recipe | Procedure, unit: str | None, options: list[str] |
         names = {name.lower(): name for name in Granularity.known()}
         chosen = names.get(unit.lower(), unit)
         own = own if chosen == own["part"] else {"part": chosen}
-    return replace(recipe, granularity=Granularity.from_dict({**own, **values}))
+    chosen_unit = Granularity.from_dict({**own, **values})
+    if target is not None:
+        from prunus.deploy.rounding import multiples
+
+        steps = multiples(target)
+        if not hasattr(chosen_unit, "round_to"):
+            raise SpecError(
+                f"--for {target}: {recipe.name} removes no channels, so there is nothing to round, and dense runtimes "
+                f"multiply with zeros: nothing gets faster. Take a method of `prunus methods --structure structured`"
+            )
+        if "round_to" not in values:
+            chosen_unit = Granularity.from_dict({**chosen_unit.to_dict(), "round_to": list(steps)})
+    return replace(recipe, granularity=chosen_unit)
 
 
 def _plan(setup: Setup, recipe: Recipe | Procedure, budget: Budget, steps: int, out: Path, json: bool) -> None:

@@ -25,7 +25,8 @@ class Coupled(Granularity):
         reduce: how the scores of a unit's weights become one score.
         exclude: group or parameter names, with shell wildcards, that stay whole.
         at_least: units every group keeps.
-        round_to: kept units are a multiple of this (and of what a kernel of the network needs).
+        round_to: kept units are a multiple of this (and of what a kernel of the network needs). Several, the coarsest
+            first: each group takes the first of which it has at least twice as many units, else the last.
         exact: leave whole what LayerNorm and GroupNorm average over. If False, such axes are pruned too; the norms
             then take the mean and variance of what is left, so the compact model is no longer equal to the masked one:
             `Result.compact` proves it equal but for that, and measures how far apart they are.
@@ -35,13 +36,13 @@ class Coupled(Granularity):
     reduce: Reduce = "sum"
     exclude: tuple[str, ...] = ()
     at_least: int = 1
-    round_to: int = 1
+    round_to: int | tuple[int, ...] = 1
     exact: bool = True
     kinds: ClassVar[tuple[str, ...]] = ()
     structure: ClassVar[Literal["unstructured", "semi-structured", "structured"]] = "structured"
 
     def __post_init__(self) -> None:
-        if self.at_least < 1 or self.round_to < 1:
+        if self.at_least < 1 or not self._steps or min(self._steps) < 1:
             name = type(self).__name__
             raise SpecError(f"{name}(at_least={self.at_least}, round_to={self.round_to}): both are at least 1")
 
@@ -51,10 +52,18 @@ class Coupled(Granularity):
         if example is None:
             raise SpecError("coupled units are found by running the model once: pass Task(example=...) or batches")
         return tuple(
-            replace(g, at_least=max(g.at_least, self.at_least), multiple=math.lcm(g.multiple, self.round_to))
+            replace(g, at_least=max(g.at_least, self.at_least), multiple=math.lcm(g.multiple, self.step(g.units)))
             for g in trace(model, example, exact=self.exact).groups
             if (not self.kinds or g.kind in self.kinds) and not self.excluded(g)
         )
+
+    @property
+    def _steps(self) -> tuple[int, ...]:
+        return (self.round_to,) if isinstance(self.round_to, int) else tuple(self.round_to)
+
+    def step(self, units: int) -> int:
+        """What the number of kept units of a group of so many is a multiple of."""
+        return next((s for s in self._steps if units >= 2 * s), self._steps[-1])
 
     def excluded(self, group: Group) -> bool:
         """Whether the user asked to leave this group, or any parameter that goes with it, alone."""

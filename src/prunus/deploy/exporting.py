@@ -1,0 +1,210 @@
+"""Models as files of other runtimes, each checked against eager PyTorch before it is left behind."""
+
+from __future__ import annotations
+
+import copy
+import importlib
+import shutil
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from prunus.core.errors import PrunusError, SpecError, StructureError, UnknownNameError, VerificationError, require
+from prunus.core.task import Example
+from prunus.deploy.atomic import check_writable
+from prunus.deploy.denormals import flush_denormals_
+from prunus.deploy.onnx import export_onnx
+from prunus.deploy.quantize import quantized_onnx
+from prunus.deploy.runtimes.base import Subject, output_tensors, subject_call
+from prunus.graph.running import FAILURES, call, quiet, unwrap
+from prunus.graph.verify import largest_difference
+
+Target = Literal["onnx", "openvino", "torch", "executorch"]
+SUFFIXES: dict[str, str] = {"onnx": ".onnx", "openvino": ".xml", "torch": ".pt2", "executorch": ".pte"}
+TOLERANCE = {"float32": 1e-4, "int8": 1.0}
+
+
+@dataclass(frozen=True)
+class Written:
+    """A file that was written for a runtime.
+
+    Attributes:
+        path: the file to open.
+        to: the kind. precision: what it computes in.
+        files: it and those beside it that belong to it.
+        bytes: of all of them.
+        error: the largest difference of its outputs to eager PyTorch, over the largest value of each; None where the
+            runtime cannot be run here.
+        reason: why not.
+        flushed: numbers too small for full precision that were written as zeros.
+    """
+
+    path: Path
+    to: str
+    precision: str
+    files: tuple[Path, ...]
+    bytes: int
+    error: float | None
+    reason: str
+    flushed: int
+
+
+def export(
+    model: nn.Module,
+    example: Example | Tensor,
+    path: str | Path,
+    to: Target = "onnx",
+    *,
+    precision: Literal["float32", "int8"] = "float32",
+    calib: Sequence[Example | Tensor] = (),
+) -> Written:
+    """Write a model for a runtime, in evaluation mode, and check what the file computes.
+
+    Args:
+        model: any module, compact or not; not changed. Weights too small for full precision become zeros in the file.
+        example: an input; its shape is the file's.
+        path: the file; what is there is replaced once everything was checked. It ends in what `SUFFIXES` says.
+        to: `onnx`; `openvino` (its own two files); `torch` (`torch.export`, read by `torch.export.load`); `executorch`
+            (through XNNPACK, for phones).
+        precision: `int8`, for onnx and openvino: ranges of activations are read from `calib` (or the one example); the
+            difference is told and not judged, measure the accuracy.
+
+    Cost: some seconds to a minute, a run of the model and one of the file.
+    Errors: `SpecError`; `MissingExtraError`; `StructureError` where the model cannot be translated;
+        `VerificationError` where the file computes something else. Nothing is written then.
+    """
+    path = Path(path)
+    if to not in SUFFIXES:
+        raise UnknownNameError("kind of file", to, SUFFIXES)
+    if precision not in TOLERANCE or (precision == "int8" and to not in ("onnx", "openvino")):
+        raise SpecError(f"precision={precision!r} to {to}: float32, or int8 to onnx or openvino")
+    if path.suffix != SUFFIXES[to]:
+        raise SpecError(f"{path}: the name of a file for {to} ends in {SUFFIXES[to]}")
+    if path.is_dir():
+        raise SpecError(f"{path} is a folder: give the name of a file, such as {path / f'model{SUFFIXES[to]}'}")
+    check_writable(path.absolute().parent)
+    if any(t.is_meta for t in unwrap(model).parameters()):
+        raise SpecError("this model is on the meta device and has no weights to write: load them first")
+    own = copy.deepcopy(unwrap(model))
+    flushed = sum(flush_denormals_(own).values())
+    if (to, precision) == ("onnx", "float32"):
+        done = export_onnx(own, example, path)
+        both = (done.path, *([done.weights] if done.weights is not None else []))
+        return Written(path, to, precision, both, _size(both), done.error, done.reason, flushed)
+    args, kwargs = subject_call(own, example)
+    with quiet(own):
+        expected = output_tensors(call(own, kwargs or args))
+    parent = path.absolute().parent
+    while not parent.exists():
+        parent = parent.parent
+    with TemporaryDirectory(prefix=".prunus-export-", dir=parent) as folder, quiet(own):
+        subject = Subject(own, args, kwargs, Path(folder) / "work", tuple(calib))
+        target = Path(folder) / path.name
+        found, reason = _WRITERS[to](subject, target, precision)
+        apart = None if found is None else _apart(expected, found, TOLERANCE[precision])
+        files = tuple(_placed(f, path.with_name(f.name)) for f in sorted(target.parent.iterdir()) if f.is_file())
+    return Written(path, to, precision, files, _size(files), apart, reason, flushed)
+
+
+def _size(files: tuple[Path, ...]) -> int:
+    return sum(f.stat().st_size for f in files)
+
+
+def _apart(expected: list[Tensor], found: list[Tensor], most: float) -> float:
+    if len(expected) != len(found):
+        raise VerificationError(f"the file has {len(found)} outputs, the model {len(expected)}")
+    alike = [f.to(e.dtype) for e, f in zip(expected, found, strict=True)]
+    apart = largest_difference(expected, alike)
+    if not apart <= most:
+        raise VerificationError(
+            f"the file's outputs are {apart:.1e} of their largest value from the model's (allowed: {most:.0e})"
+        )
+    return apart
+
+
+def _placed(file: Path, path: Path) -> Path:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return file.replace(path)
+    except OSError as error:
+        raise PrunusError(f"could not write {path}: {error.strerror or error}") from error
+
+
+Found = tuple[list[Tensor] | None, str]
+
+
+def _as_onnx(subject: Subject, path: Path, precision: str) -> Found:
+    """An ONNX file with int8 arithmetic; `export_onnx` writes those in full precision."""
+    from prunus.deploy.runtimes.onnxruntime_ import session_of
+
+    shutil.copyfile(quantized_onnx(subject, static=True), path)
+    session = session_of(path, subject.named(), 1)
+    return session.tensors(session.run()), ""
+
+
+def _as_openvino(subject: Subject, path: Path, precision: str) -> Found:
+    """OpenVINO's graph (.xml) and its weights (.bin), in full precision."""
+    from prunus.deploy.runtimes.openvino_ import session_of
+
+    openvino = require("openvino", extra="openvino", why="it writes its own files")
+    source = quantized_onnx(subject, static=True) if precision == "int8" else subject.onnx.path
+    openvino.save_model(openvino.Core().read_model(str(source)), str(path), compress_to_fp16=False)
+    session = session_of(path, subject.named(), 1)
+    return session.tensors(session.run()), ""
+
+
+def _as_torch(subject: Subject, path: Path, precision: str) -> Found:
+    """PyTorch's own exported program."""
+    torch.export.save(_program(subject), str(path))
+    with torch.no_grad():
+        again = torch.export.load(str(path)).module()(*subject.args, **subject.kwargs)
+    return output_tensors(again), ""
+
+
+def _program(subject: Subject) -> torch.export.ExportedProgram:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            return torch.export.export(subject.model, subject.args, subject.kwargs)
+        except FAILURES as error:
+            first = (str(error).strip() or type(error).__name__).splitlines()[0]
+            kind = type(subject.model).__name__
+            raise StructureError(f"torch.export cannot follow this {kind}: {first}") from error
+
+
+def write_executorch(subject: Subject, path: Path) -> None:
+    """Write a program of ExecuTorch, what XNNPACK has kernels for given to XNNPACK; nothing is compared.
+
+    Errors: `MissingExtraError` without the `executorch` extra; `StructureError` where `torch.export` cannot follow.
+    """
+    edge = require("executorch.exir", extra="executorch", why="it writes its own files")
+    xnnpack = importlib.import_module("executorch.backends.xnnpack.partition.xnnpack_partitioner")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        lowered = edge.to_edge_transform_and_lower(_program(subject), partitioner=[xnnpack.XnnpackPartitioner()])
+        path.write_bytes(lowered.to_executorch().buffer)
+
+
+def _as_executorch(subject: Subject, path: Path, precision: str) -> Found:
+    """ExecuTorch's program, and what it computes."""
+    from prunus.deploy.runtimes.executorch_ import ExecuTorch
+
+    write_executorch(subject, path)
+    subject.folder.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(path, subject.folder / "model.pte")
+    session = ExecuTorch().open(subject, 1)
+    return session.tensors(session.run()), ""
+
+
+_WRITERS: dict[str, Callable[[Subject, Path, str], Found]] = {
+    "onnx": _as_onnx,
+    "openvino": _as_openvino,
+    "torch": _as_torch,
+    "executorch": _as_executorch,
+}

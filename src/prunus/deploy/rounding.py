@@ -1,0 +1,146 @@
+"""How many channels a runtime likes: multiples by precision, or the best widths of a staircase measured here."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from prunus.core.errors import SpecError, UnknownNameError
+from prunus.deploy import runtimes as registry
+from prunus.deploy.runtimes.base import Precision, Session, Subject
+from prunus.measure.timing import check_runs, interleaved, quartiles, threads_of
+
+MULTIPLES: dict[Precision, tuple[int, ...]] = {
+    "float32": (16, 8, 4),
+    "bfloat16": (32, 16, 8),
+    "int8": (32, 16, 8),
+}
+"""The width of registers and tiles, and what small groups take instead (see `Coupled.round_to`)."""
+
+FILES = ("onnx", "torch", "executorch")
+Layer = Literal["linear", "conv1x1", "conv3x3"]
+
+
+def multiples(target: str) -> tuple[int, ...]:
+    """What kept channels are to be multiples of for a target: a runtime's title, or a kind of file.
+
+    The first is for groups that have room for it, the others for smaller ones; pass it as `Channel(round_to=...)`.
+    Errors: `UnknownNameError`.
+    """
+    if target in FILES:
+        return MULTIPLES["float32"]
+    every = registry.known()
+    if target not in every:
+        raise UnknownNameError("target", target, [*every, *FILES])
+    return MULTIPLES[every[target].precision]
+
+
+@dataclass(frozen=True)
+class Staircase:
+    """What a layer of several widths takes on one runtime.
+
+    Attributes:
+        widths: channels in and out, growing.
+        ms: median milliseconds of one layer of each width.
+        rate: billions of multiply-accumulates per second at each width.
+    """
+
+    runtime: str
+    layer: str
+    widths: tuple[int, ...]
+    ms: tuple[float, ...]
+    rate: tuple[float, ...]
+    threads: int
+
+    def best(self, width: int) -> int:
+        """The measured width up to `width` that does most per second, of those that keep nine tenths of it or more.
+
+        Errors: `SpecError` where no measured width is that near.
+        """
+        near = [(r, w) for w, r in zip(self.widths, self.rate, strict=True) if 0.9 * width <= w <= width]
+        if not near:
+            raise SpecError(f"no measured width lies between {0.9 * width:.0f} and {width}: measure more of them")
+        return max(near)[1]
+
+    def multiple(self, among: Sequence[int] = (4, 8, 16, 32, 64)) -> int:
+        """The least of `among` whose multiples run, in the mean, at 97 % of the rate of the best one's multiples.
+
+        Errors: `SpecError` where the widths hold no multiple of any, or nothing else to compare with.
+        """
+        means = {}
+        for step in among:
+            own = [r for w, r in zip(self.widths, self.rate, strict=True) if w % step == 0]
+            if own and len(own) < len(self.widths):
+                means[step] = sum(own) / len(own)
+        if not means:
+            raise SpecError(f"widths {self.widths} tell no multiple apart: measure some that are and some that are not")
+        return next(step for step, mean in sorted(means.items()) if mean >= 0.97 * max(means.values()))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return asdict(self)
+
+
+def staircase(
+    runtime: str,
+    layer: Layer = "conv3x3",
+    widths: Sequence[int] = (48, 52, 56, 60, 64, 68, 72, 76, 80, 88, 96),
+    *,
+    positions: int = 28,
+    batch: int = 1,
+    threads: int = 1,
+    runs: int = 30,
+) -> Staircase:
+    """Measure how a layer's speed hangs on its width, on this machine.
+
+    Args:
+        runtime: a title of `prunus.deploy.runtimes.known`.
+        layer: `linear`, `conv1x1` or `conv3x3`, as many channels in as out; three of them in a row are timed.
+        widths: channels.
+        positions: side of the image; of a linear layer, its square is the number of rows.
+        runs: timed runs of each width, in turns, at least 30.
+
+    Cost: a session per width, all open at once; some seconds.
+    Errors: `UnknownNameError`; `SpecError`; `MissingExtraError` and `PrunusError` of the runtime.
+    """
+    check_runs(1, runs, 0.0, threads)
+    if not widths or min(widths) < 1 or sorted(set(widths)) != list(widths):
+        raise SpecError(f"widths={tuple(widths)}: growing numbers, each at least 1")
+    chosen = registry.named(runtime)
+    if why := chosen.missing():
+        raise SpecError(f"{runtime} cannot run here: {why}")
+    sessions: dict[str, Session] = {}
+    with TemporaryDirectory(prefix="prunus-staircase-") as folder, threads_of(threads):
+        try:
+            for width in widths:
+                model, example = _stack(layer, width, positions, batch)
+                subject = Subject(model, (example,), {}, Path(folder) / str(width))
+                chosen.ready(subject)
+                sessions[str(width)] = chosen.open(subject, threads)
+            took = interleaved({n: s.run for n, s in sessions.items()}, warmup=3, runs=runs, min_seconds=0.2)
+        finally:
+            for session in sessions.values():
+                session.close()
+    ms = tuple(quartiles(took[str(w)])[1] / 3 for w in widths)
+    taps = 9 if layer == "conv3x3" else 1
+    rate = tuple(w * w * taps * positions**2 * batch / m / 1e6 for w, m in zip(widths, ms, strict=True))
+    return Staircase(runtime, layer, tuple(widths), ms, rate, threads)
+
+
+def _stack(layer: str, width: int, positions: int, batch: int) -> tuple[nn.Module, torch.Tensor]:
+    """Three layers in a row, and an example."""
+    generator = torch.Generator().manual_seed(0)
+    if layer == "linear":
+        rows = torch.randn(batch * positions**2, width, generator=generator)
+        return nn.Sequential(*(nn.Linear(width, width) for _ in range(3))).eval(), rows
+    side = {"conv1x1": 1, "conv3x3": 3}.get(layer)
+    if side is None:
+        raise SpecError(f"layer={layer!r}: linear, conv1x1 or conv3x3")
+    image = torch.randn(batch, width, positions, positions, generator=generator)
+    return nn.Sequential(*(nn.Conv2d(width, width, side, padding=side // 2) for _ in range(3))).eval(), image

@@ -1,0 +1,56 @@
+"""ExecuTorch, the runtime for phones and small devices, on this machine's processor."""
+
+from __future__ import annotations
+
+import importlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+from torch import Tensor
+
+from prunus.core.errors import PrunusError
+from prunus.deploy.runtimes.base import Runtime, Session, Subject
+
+
+@dataclass(frozen=True)
+class ExecuTorch(Runtime):
+    """What XNNPACK has kernels for runs in XNNPACK, the rest in ExecuTorch's own portable kernels."""
+
+    name: ClassVar[str] = "executorch"
+    library: ClassVar[str] = "executorch"
+    extra: ClassVar[str] = "executorch"
+
+    def ready(self, subject: Subject) -> None:
+        """Writes the program."""
+        super().ready(subject)
+        self._file(subject)
+
+    def open(self, subject: Subject, threads: int) -> Session:
+        """From its file; the threads are those of the whole process's pool."""
+        pool = importlib.import_module("executorch.extension.pybindings.portable_lib")
+        pool._unsafe_reset_threadpool(threads)
+        file = self._file(subject)
+        program = importlib.import_module("executorch.runtime").Runtime.get().load_program(str(file))
+        method = program.load_method("forward")
+        if method is None:
+            raise PrunusError("ExecuTorch cannot load the program that it wrote")
+        inputs = [t for t in (*subject.args, *subject.kwargs.values()) if isinstance(t, Tensor)]
+        return Session(
+            run=lambda: method.execute(inputs),
+            tensors=lambda out: [t.clone() for t in out],
+            bytes=file.stat().st_size,
+            close=lambda: None,
+        )
+
+    def _file(self, subject: Subject) -> Path:
+        from prunus.deploy.exporting import write_executorch
+
+        file = subject.folder / "model.pte"
+        if not file.exists():
+            subject.folder.mkdir(parents=True, exist_ok=True)
+            write_executorch(subject, file)
+        return file
+
+
+RUNTIMES = (ExecuTorch(),)
