@@ -47,6 +47,7 @@ KNOW_METHODS = {"methods", "cli", "lab", "advise", "."}
 DOORS = {
     "prunus.__version__",
     "prunus.default_clock",
+    "prunus.layer_prices",
     "prunus.preparation_of",
     "prunus.procedure_named",
     "prunus.recipe_named",

@@ -40,7 +40,7 @@ _PACKAGES = ("core", "measure", "methods", "parts", "graph", "lab", "report")
 
 if TYPE_CHECKING:
     from prunus import graph, lab, measure, methods, parts, report
-    from prunus.core.budget import Budget, Clock
+    from prunus.core.budget import Budget, Clock, Prices
     from prunus.core.errors import PrunusError
     from prunus.core.events import Event
     from prunus.core.groups import Group, Member
@@ -113,6 +113,19 @@ def preparation_of(plain: Mapping[str, Any]) -> Preparation:
 
     parts.load_all()
     return Preparation.from_dict(plain)
+
+
+def layer_prices(model: Any, example: Any, clock: Clock | None, groups: tuple[Group, ...] = ()) -> Prices | None:
+    """What prices widths without timing every one of them, where budgets go by this machine's own clock: the tables of
+    its layers. None for another clock, of which tables tell nothing.
+    """
+    from prunus.measure.clock import latency_share
+
+    if (clock or default_clock()) is not latency_share:
+        return None
+    from prunus.measure.prices import prices
+
+    return prices(model, example, groups)
 
 
 def default_clock() -> Clock:

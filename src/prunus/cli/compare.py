@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -218,7 +218,8 @@ def _points(sparsities: str, others: dict[str, str | None]) -> list[Budget]:
         raise SpecError(f"--{name} {text}: give fractions separated by commas, such as 0.5,0.9") from error
     if not points:
         raise SpecError(f"--{name} names no operating point")
-    return list(dict.fromkeys(Budget(**{name: p}) if given else Budget.from_sparsity(p) for p in points))
+    shares: list[dict[str, Any]] = [{name: p} for p in points]
+    return list(dict.fromkeys(Budget(**s) if given else Budget.from_sparsity(s[name]) for s in shares))
 
 
 def _own(recipe: Recipe, points: list[Budget]) -> list[Budget]:

@@ -142,11 +142,13 @@ def load_weights_(model: nn.Module, checkpoint: Path) -> None:
     import safetensors
     from safetensors.torch import load_file
 
+    from prunus.deploy.files import PACKED
+
     file = checkpoint / "model.safetensors" if checkpoint.is_dir() else checkpoint
     if file.suffix in (".pt", ".pth", ".bin", ".ckpt", ".pkl"):
         raise SpecError(
             f"{file} is a pickle, which can run code when it is read. Convert it once where you trust it: "
-            f"safetensors.torch.save_file(torch.load(path, weights_only=True), 'model.safetensors')"
+            f"safetensors.torch.save_file(prunus.deploy.read_pt(path, trust=True), 'model.safetensors')"
         )
     if not file.is_file():
         raise SpecError(f"there is no checkpoint at {file}")
@@ -154,6 +156,9 @@ def load_weights_(model: nn.Module, checkpoint: Path) -> None:
         state = load_file(str(file))
     except (OSError, safetensors.SafetensorError) as error:
         raise SpecError(f"{file} is no readable safetensors file: {error}") from error
+    with safetensors.safe_open(str(file), "pt") as opened:
+        if (opened.metadata() or {}).get("prunus") == PACKED:
+            raise SpecError(f"{file} holds packed tensors: give its whole folder, or prunus unpack FOLDER --out DENSE")
     own = model.state_dict(keep_vars=True)
     # Files keep tied tensors once; the model's own ties say under which other name.
     by_tensor = {id(own[n]): state[n] for n in own if n in state}
@@ -212,10 +217,13 @@ def tried(model: nn.Module, name: str, example: tuple[Any, ...]) -> None:
         raise SpecError(f"{name} does not take an input of {shapes}: {error}. Give its shape with --input") from error
 
 
-def budget_from(recipe: Recipe | Procedure, sparsity: float | None, **ceilings: float | None) -> Budget:
+def budget_from(
+    recipe: Recipe | Procedure, sparsity: float | None, *, solver: str | None = None, **ceilings: float | None
+) -> Budget:
     """The budget of the command line; exactly one of the options, or none for recipes that bring their own.
 
     ceilings: what `--macs`, `--params`, `--bytes` and `--latency` gave, by the names of `Budget`'s fields.
+    solver: what `--solver` gave, which only a budget in latency takes.
     """
     from prunus.core.budget import Budget
     from prunus.engine.prepare import resolve_budget
@@ -227,7 +235,10 @@ def budget_from(recipe: Recipe | Procedure, sparsity: float | None, **ceilings: 
     if not given and getattr(getattr(recipe, "allocate", None), "density", None) is None:
         others = ", ".join(f"--{k} 0.5" for k in ceilings)
         raise SpecError(f"{recipe.name} needs to know how much: --sparsity 0.9 or one of {others}")
-    return resolve_budget(recipe, sparsity, Budget(**ceiling) if ceiling else None)
+    if solver is not None and "latency" not in ceiling:
+        raise SpecError("--solver says how a budget in latency is met: it needs --latency")
+    told: dict[str, Any] = ceiling if solver is None else {**ceiling, "solver": solver}
+    return resolve_budget(recipe, sparsity, Budget(**told) if ceiling else None)
 
 
 def _recorded(folder: Path, name: str) -> tuple[str, dict[str, Any], list[int] | None]:

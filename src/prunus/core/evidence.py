@@ -13,6 +13,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
+from prunus.core.budget import Prices
 from prunus.core.groups import Group, Role
 from prunus.core.task import Task
 
@@ -52,6 +53,7 @@ class Sources:
         known: what was collected of the asking criterion's evidence before, by parameter name of its `__call__`.
         choose: the masks that the recipe's allocation would make of scores at the density of the next event; scores are
             those of its criterion where none are given. None outside of a session.
+        prices: gives what prices widths by this machine's tables, where the budget is in latency.
     """
 
     model: nn.Module
@@ -79,6 +81,7 @@ class Sources:
     blocks: Mapping[str, str] = field(default_factory=dict)
     known: Mapping[str, GroupTensors] = field(default_factory=dict)
     choose: "Callable[[dict[str, Tensor] | None], dict[str, Tensor]] | None" = None
+    prices: "Callable[[], Prices | None] | None" = None
 
 
 class Evidence(ABC):

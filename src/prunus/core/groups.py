@@ -16,6 +16,8 @@ import torch
 from jaxtyping import Bool, Int, Shaped
 from torch import Tensor
 
+from prunus.core.counting import count
+
 Role = Literal["out", "in", "scale", "shift", "bias", "other"]
 """What a member is to its unit.
 
@@ -175,3 +177,27 @@ def _boxes(tensor: Shaped[Tensor, "..."], tile: tuple[int, ...]) -> Shaped[Tenso
     cut = [n for size, length in zip(tensor.shape, tile, strict=True) for n in (size // length, length)]
     axes = range(len(tile))
     return tensor.reshape(cut).permute([*(2 * a for a in axes), *(2 * a + 1 for a in axes)])
+
+
+def shapes_left(
+    shapes: Mapping[str, tuple[int, ...]], groups: Sequence[Group], masks: Mapping[str, Bool[Tensor, "*units"]]
+) -> dict[str, tuple[int, ...]]:
+    """What compaction leaves of the parameters that `masks` (True = keep, by group name) touch; zeros where nothing.
+
+    Single weights and boxes of them stay where they are. No slice may belong to two of the groups.
+    """
+    left: dict[str, list[int]] = {}
+    for group in groups:
+        keep = masks.get(group.name)
+        if keep is None:
+            continue
+        gone = group.units - count(keep)
+        for m in group.members if gone else ():
+            if m.param not in shapes or (m.dim is None and m.unit is None):
+                continue
+            own = left.setdefault(m.param, list(shapes[m.param]))
+            if m.unit is not None:
+                own[:] = own if bool(keep.reshape(-1)[m.unit]) else [0] * len(own)
+            elif m.dim is not None:
+                own[m.dim] = max(0, own[m.dim] - gone * (1 if m.index is None else m.index.shape[1]))
+    return {n: tuple(s) for n, s in left.items()}

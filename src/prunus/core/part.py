@@ -194,6 +194,19 @@ class Allocation(Part):
         """See the class: `(scores, density, space, **evidence)`."""
         raise SpecError(f"{type(self).__name__} does not say which units stay")
 
+    def timed(self, measured: bool) -> "Allocation":
+        """What takes its place where the budget is in latency and no other solver was asked for; by default itself.
+
+        measured: whether this machine's tables tell what units take.
+        """
+        return self
+
+    def line(self, scores: Scores, space: Space, **evidence: Any) -> Callable[[float], Masks]:
+        """Share -> masks that grow with it, from every group at its minimum at 0 to all at 1: where a budget in latency
+        is looked for. By default the share of the units.
+        """
+        return lambda share: self(scores, share, space, **evidence)
+
     def foresees(self) -> Mapping[str, "Evidence"]:
         """What `settled` wants to be told: evidence of the whole model, before anything is done at an event."""
         return {}

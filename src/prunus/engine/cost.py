@@ -100,9 +100,12 @@ def cost_of(model: nn.Module, task: Task, currency: Currency, groups: tuple[Grou
         what = "MACs needs an input to count them with" if currency == "macs" else "latency needs an input to time"
         raise SpecError(f"a budget in {what}: pass Task(example=...)")
     if currency == "latency":
-        from prunus import default_clock
+        from prunus import default_clock, layer_prices
 
-        return Latency(model, call[1] or call[0], task.clock or default_clock())
+        example = call[1] or call[0]
+        return Latency(
+            model, example, task.clock or default_clock(), lambda: layer_prices(model, example, task.clock, groups)
+        )
     from prunus.graph import trace
 
     structure = trace(model, call[1] or call[0], probe=False)

@@ -13,6 +13,7 @@ from prunus.core.evidence import RunningEvidence, Sources
 from prunus.core.groups import Group
 from prunus.core.part import Criterion, Growth, Masks, Part
 from prunus.core.recipe import Recipe
+from prunus.engine.latency import Latency
 from prunus.engine.regrow import added, drop, grow
 from prunus.engine.score import check_scores, facts, left_out, one_by_one, rate, without
 from prunus.engine.select import select
@@ -66,6 +67,8 @@ def sources_of(session: "Session", part: Part, gradients: Mapping[str, Tensor] |
         sources.blocks = lying_in(tuple(blocks_in(session.model)), session.groups)
     if isinstance(part, Criterion):
         sources.known = session.known
+    if isinstance(cost := session.cost, Latency):
+        sources.prices = lambda: cost.prices
     return sources
 
 

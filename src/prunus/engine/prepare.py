@@ -1,6 +1,7 @@
 """Everything that is checked before anything is changed."""
 
 from collections.abc import Container
+from dataclasses import replace
 
 import torch
 from torch import fx, nn
@@ -11,8 +12,10 @@ from prunus.core.groups import Group
 from prunus.core.procedure import Procedure
 from prunus.core.recipe import Recipe
 from prunus.core.task import Task
+from prunus.engine.agreement import distributed
 from prunus.engine.shards import whole
 from prunus.engine.walk import called
+from prunus.parts.granularity import Coupled
 
 
 def unwrap(model: nn.Module) -> nn.Module:
@@ -87,6 +90,15 @@ def resolve_budget(recipe: Recipe | Procedure, sparsity: float | None, budget: B
     if isinstance(own, float):
         return Budget(density=own)
     raise SpecError(f"{recipe.name!r} needs to know how much: sparsity=0.9, Budget(0.1), Budget(macs=0.5)")
+
+
+def solved(recipe: Recipe, budget: Budget, task: Task) -> Recipe:
+    """The recipe with the allocation that meets its budget: for one in latency a knapsack takes the place of a ranking
+    of channels, unless the budget says otherwise (`Budget.solver`).
+    """
+    if budget.currency != "latency" or budget.solver == "own" or not isinstance(recipe.granularity, Coupled):
+        return recipe
+    return replace(recipe, allocate=recipe.allocate.timed(task.clock is None and not distributed()))
 
 
 def find_groups(model: nn.Module, recipe: Recipe, task: Task) -> tuple[Group, ...]:

@@ -33,8 +33,9 @@ def select(
     several groups would grow in one step (a uniform density passes a whole unit of many equal layers at once) and all
     of them together are too much, as many as fit do, in the network's order. Where an allocation gives a layer less
     although more units stay in all (smart-ratio may), what comes out fits, but something larger might as well. One in
-    latency is met by measuring (`Latency.search`). An allocation that solves for a currency by itself is left to
-    (`afford`), and its answer is priced. `given` is what the allocation asked to be told beyond the scores.
+    latency is met by measuring along the allocation's line (`Latency.search`). An allocation that solves
+    for a currency by itself is left to (`afford`), and its answer is priced. `given` is what the allocation asked to be
+    told beyond the scores.
 
     Errors: `BudgetError` where even the fewest units are too many, or where units are single weights and the currency
     bytes or latency. Warns of groups that are too small for the multiple they are asked for.
@@ -56,7 +57,8 @@ def select(
             raise BudgetError(f"{allocation} was to keep {budget} and found masks that cost {fraction:.4g}")
         return found
     if isinstance(cost, Latency):
-        return cost.search(lambda k: allocate(scores, k / total, space), total, budget.keep, groups)
+        along = allocation.line(scores, space, **(given or {}))
+        return cost.search(lambda k: along(k / total), total, budget.keep, groups)
 
     def at(k: int) -> tuple[Masks, float]:
         masks = allocate(scores, k / total, space)

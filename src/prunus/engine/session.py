@@ -34,6 +34,7 @@ from prunus.engine.prepare import (
     resolve_budget,
     resolve_recipe,
     resolve_task,
+    solved,
     unwrap,
 )
 from prunus.engine.recover import Recovering, loss_now, teacher_of
@@ -101,6 +102,7 @@ class Session:
         self.recipe = resolve_recipe(recipe)
         self.task = resolve_task(task)
         self.budget = resolve_budget(self.recipe, sparsity, budget)
+        self.recipe = solved(self.recipe, self.budget, self.task)
         refuse_tracing(self.recipe, self.budget, resharded(unwrap(model)))
         self.model = prepared(unwrap(model), self.recipe, self.task)
         self.steps, self.seed = steps, seed

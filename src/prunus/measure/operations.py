@@ -154,6 +154,10 @@ class _Weights:
         return self._seen[key]
 
 
+Watch = Callable[[str, str, int, Any], Any]
+"""`(weight's name, operation, place of the weight, arguments)` of every contraction with a weight -> what to note."""
+
+
 class _Counter(TorchDispatchMode):
     """Sees every operation of a run and books its multiply-accumulates on the module that is running."""
 
@@ -165,6 +169,8 @@ class _Counter(TorchDispatchMode):
         self.effective: dict[str, int] = defaultdict(int)
         self.per_weight: dict[str, int] = defaultdict(int)
         self.uncounted: set[str] = set()
+        self.watch: Watch | None = None
+        self.noted: list[Any] = []
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -197,6 +203,9 @@ class _Counter(TorchDispatchMode):
         if candidates:
             operand, source = candidates[0]
             self.per_weight[source.name(operand)] += macs
+            if self.watch is not None:
+                at = next(i for i, a in enumerate(args) if a is operand)
+                self.noted.append(self.watch(source.name(operand), name, at, args))
             # Each element of the weight is used equally often, so this division is exact.
             effective = min(macs * self.weights.nonzero(o, s) // o.numel() for o, s in candidates)
         self.effective[module] += effective
@@ -284,8 +293,11 @@ def _follow(model: nn.Module, counter: _Counter) -> None:
         module.register_forward_hook(leave)
 
 
-def _counted(model: nn.Module, example: Example, device: torch.device, weights: _Weights) -> _Counter:
+def _counted(
+    model: nn.Module, example: Example, device: torch.device, weights: _Weights, watch: Watch | None = None
+) -> _Counter:
     counter = _Counter(weights)
+    counter.watch = watch
     _follow(model, counter)
     args, kwargs = moved(example, device)
     with counter:
@@ -293,24 +305,24 @@ def _counted(model: nn.Module, example: Example, device: torch.device, weights: 
     return counter
 
 
-def _on_meta(model: nn.Module, example: Example, owners: dict[int, str]) -> _Counter:
+def _on_meta(model: nn.Module, example: Example, owners: dict[int, str], watch: Watch | None = None) -> _Counter:
     twin, pairs = meta_copy(model)
     weights = _Weights()
     for original, shadow in pairs:
         if id(original) in owners:
             weights.add(shadow, owners[id(original)], original)
     with torch.random.fork_rng(devices=[]), torch.no_grad(), _exposed(kernels=False):
-        return _counted(twin, example, META, weights)
+        return _counted(twin, example, META, weights, watch)
 
 
-def _on_device(model: nn.Module, example: Example, owners: dict[int, str]) -> _Counter:
+def _on_device(model: nn.Module, example: Example, owners: dict[int, str], watch: Watch | None = None) -> _Counter:
     weights = _Weights()
     for tensor in _held(model):
         if id(tensor) in owners and tensor.layout == torch.strided:
             weights.add(tensor, owners[id(tensor)], tensor)
     device = device_of(model, example)
     with as_found(model, device, hooks=False, inference=False), _exposed(kernels=True):
-        return _counted(model, example, device, weights)
+        return _counted(model, example, device, weights, watch)
 
 
 def _held(model: nn.Module) -> Iterator[Tensor]:
@@ -330,6 +342,20 @@ def _owners(model: nn.Module) -> dict[int, str]:
     return owners
 
 
+def counted(model: nn.Module, example: Example, watch: Watch | None = None) -> tuple[_Counter, str]:
+    """What one run books, and how it was run: on meta, or for real where the model does not run there; see `macs`."""
+    check_materialized(model)
+    owners = _owners(model)
+    try:
+        return _on_meta(model, example, owners, watch), "meta"
+    except (DataError, *RUN_ERRORS) as error:
+        if device_of(model, example) == META:
+            raise
+        cause = error.__cause__ or error
+        how = f"real: {(str(cause).strip() or type(cause).__name__).splitlines()[0]}"
+        return _on_device(model, example, owners, watch), how
+
+
 def macs(model: nn.Module, example: Example, *, batch: int | None = None) -> MacCount:
     """Multiply-accumulates of one forward pass in evaluation mode on `example` (a tensor, tuple, or dict of inputs).
 
@@ -342,18 +368,8 @@ def macs(model: nn.Module, example: Example, *, batch: int | None = None) -> Mac
     Raises `DataError` if the model does not run on the example, `SpecError` for lazy parameters.
     """
     model = uncompiled(model)
-    check_materialized(model)
-    owners = _owners(model)
     buffers = {name for name, _ in model.named_buffers()}
-    how = "meta"
-    try:
-        counter = _on_meta(model, example, owners)
-    except (DataError, *RUN_ERRORS) as error:
-        if device_of(model, example) == META:
-            raise
-        cause = error.__cause__ or error
-        how = f"real: {(str(cause).strip() or type(cause).__name__).splitlines()[0]}"
-        counter = _on_device(model, example, owners)
+    counter, how = counted(model, example)
     return MacCount(
         total=sum(counter.dense.values()),
         effective=sum(counter.effective.values()),

@@ -82,7 +82,8 @@ class Spec(BaseModel):
         found = self.recipe_of()
         if found is not None and getattr(found.allocate, "density", None) is not None:
             return None
-        return Budget(**{"density" if self.currency == "units" else self.currency: self.keep})
+        share: dict[str, Any] = {"density" if self.currency == "units" else self.currency: self.keep}
+        return Budget(**share)
 
 
 class Layer(BaseModel):

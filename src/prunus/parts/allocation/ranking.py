@@ -82,6 +82,12 @@ class GlobalRanking(Allocation):
                 masks[name] = best_of(space[name], scores[name], space[name].at_least)
         return respected(scores, masks, space)
 
+    def timed(self, measured: bool) -> Allocation:
+        """The most valuable units for the time that they take: the knapsack over the same scores."""
+        from prunus.parts.allocation.knapsack import LatencyKnapsack
+
+        return LatencyKnapsack(measured=measured, rounding=self.rounding, normalize=self.normalize)
+
 
 @dataclass(frozen=True)
 class Uniform(Allocation):
