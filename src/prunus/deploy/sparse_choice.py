@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -44,13 +45,11 @@ class Terms:
         margin: dense time / packed time that it must reach at least; from 1 on, the quartiles must be above 1 as well.
         tol: largest difference of the outputs over the largest value of the dense one; None: by the type of the values.
         runs: timed runs of every way.
-        seconds: of timing a layer, at least.
     """
 
     margin: float = 1.05
     tol: float | None = None
     runs: int = MIN_RUNS
-    seconds: float = 0.0
 
     def allows(self, error: float, dtype: torch.dtype) -> bool:
         """Whether outputs are near enough."""
@@ -90,9 +89,9 @@ def choose(
 ) -> tuple[LayerRecord, PackedLayer | None]:
     """The fastest way of packing a layer, if it meets the terms.
 
-    Dense and packed layers are timed in turns, so that a drift of the machine hits all alike, in one thread or as many
-    as PyTorch is set to. Where the packed values are narrower than the layer's, the dense layer in their type is a
-    rival too: if that is faster than every packed way, the layer stays as it is, and the record says so.
+    Dense and packed layers are timed in turns, so that a drift of the machine hits all alike (`turns`). Where the
+    packed values are narrower than the layer's, the dense layer in their type is a rival too: if that is faster than
+    every packed way, the layer stays as it is, and the record says so.
 
     Returns: the record, filled, and the module that takes the layer's place; None where it stays dense.
     Cost: packs the weight once per way; `terms.runs` runs of each that is not hopeless.
@@ -113,7 +112,7 @@ def choose(
     if not packed:
         return replace(record, why=wrong or "no form can hold this weight"), None
     calls |= _narrow_rivals(layer, {way.dtype for way in packed})
-    samples = interleaved(_hopeful(calls), warmup=1, runs=terms.runs, min_seconds=terms.seconds)
+    samples = turns(_hopeful(calls), terms.runs)
     middle = {name: quartiles(times)[1] for name, times in samples.items()}
     found = replace(record, tried={n: t for n, t in middle.items() if n != "dense"}, dense_ms=middle["dense"])
     best = min((way for way in packed if way.name in middle), key=lambda way: middle[way.name])
@@ -149,6 +148,22 @@ def apart(expected: Tensor, found: Tensor) -> float:
         return float("inf")
 
 
+def turns(calls: Mapping[str, Callable[[], object]], runs: int) -> dict[str, list[float]]:
+    """Milliseconds of each call, `runs` times in turns after one that is not timed.
+
+    With one thread it is the processor's time that counts, which other programs on the machine disturb less than the
+    time on the wall; with more it is the latter.
+    """
+    clock = time.process_time_ns if torch.get_num_threads() == 1 else time.perf_counter_ns
+
+    def timed(call: Callable[[], object]) -> float:
+        start = clock()
+        call()
+        return (clock() - start) / 1e6
+
+    return interleaved(calls, warmup=1, runs=runs, min_seconds=0.0, clocks=dict.fromkeys(calls, timed))
+
+
 def _called(module: nn.Module, x: Tensor) -> Tensor:
     """What a module without hooks computes, past the hook that is judging it."""
     forward: Callable[[Tensor], Tensor] = module.forward
@@ -161,7 +176,7 @@ def _calling(module: PackedLayer, x: Tensor) -> Callable[[], object]:
 
 def _hopeful(calls: dict[str, Callable[[], object]]) -> dict[str, Callable[[], object]]:
     """The dense layers, and the packed ones that are not much slower than the fastest of them in a first look."""
-    first = {n: min(times) for n, times in interleaved(calls, warmup=1, runs=2, min_seconds=0.0).items()}
+    first = {n: min(times) for n, times in turns(calls, 2).items()}
     limit = HOPELESS * min(time for n, time in first.items() if not n.startswith("dense"))
     return {n: call for n, call in calls.items() if n.startswith("dense") or first[n] <= limit}
 

@@ -8,7 +8,7 @@ only reader of what the layer returns. No class of module is known by name.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
@@ -201,13 +201,14 @@ class Run:
         return None if path in self.hooked or any(True for _ in module.children()) else module
 
 
-def read(model: nn.Module, example: Example | Tensor, least: float) -> Reading:
+def read(model: nn.Module, example: Example | Tensor, least: float, also: Collection[str] = ()) -> Reading:
     """Run the model once and tell its layers apart.
 
     Args:
         model: in evaluation mode; it is left as it was.
         example: an input.
-        least: weights with a smaller share of zeros than this are not looked at.
+        least: weights with a smaller share of zeros than this, and such without any, are not looked at.
+        also: paths of modules whose weights are looked at in any case.
 
     Returns: every weight of two or more axes with so many zeros is either in `sites`, by its module's path, or in
         `left`, by its own name, with the reason.
@@ -219,7 +220,9 @@ def read(model: nn.Module, example: Example | Tensor, least: float) -> Reading:
     for name, p in model.named_parameters(remove_duplicate=False):
         shared.setdefault(id(p), []).append(name)
     for name, p in model.named_parameters():
-        if p.dim() < 2 or not p.is_floating_point() or p.numel() == 0 or zeros(p) < max(least, 1 / p.numel()):
+        if p.dim() < 2 or not p.is_floating_point() or p.numel() == 0:
+            continue
+        if zeros(p) < max(least, 1 / p.numel()) and name.rpartition(".")[0] not in also:
             continue
         site = _site(run, name, p, shared[id(p)])
         if isinstance(site, str):

@@ -15,14 +15,14 @@ from torch import Tensor, nn
 from prunus.core.errors import DataError, PrunusError, SpecError, VerificationError, listed
 from prunus.core.task import Example
 from prunus.deploy import kernels
-from prunus.deploy.sparse_choice import TOLERANCE, Layer, Terms, Way, choose, follow
+from prunus.deploy.sparse_choice import TOLERANCE, Layer, Terms, Way, choose, follow, turns
 from prunus.deploy.sparse_modules import DrawnIn, PackedLayer, tensors_of
 from prunus.deploy.sparse_record import LayerRecord, Sparsified
 from prunus.deploy.sparse_trace import Site, read, zeros
 from prunus.graph.running import call, computed, tensors_in
 from prunus.graph.verify import largest_difference
 from prunus.measure.inputs import as_found, batch_size, check_materialized
-from prunus.measure.timing import MIN_RUNS, interleaved, paired_ratio, quartiles, threads_of
+from prunus.measure.timing import MIN_RUNS, paired_ratio, quartiles, threads_of
 
 _CPU = torch.device("cpu")
 
@@ -95,7 +95,7 @@ def sparsify_(
     terms = Terms(margin, tol, runs)
     wanted = None if like is None else _wanted(like)
     with threads_of(threads) as used:
-        reading = read(model, example, least)
+        reading = read(model, example, least, wanted or ())
         named = dict(model.named_modules())
         sites = {path: site for path, site in reading.sites.items() if not _matches(path, exclude)}
         if wanted is not None and (unknown := sorted(set(wanted) - set(sites))):
@@ -293,6 +293,6 @@ def _timed(model: nn.Module, example: Example | Tensor, swaps: Sequence[_Swap], 
 
     try:
         with as_found(model, _CPU):
-            return interleaved({"dense": timed(False), "packed": timed(True)}, warmup=1, runs=runs, min_seconds=0.0)
+            return turns({"dense": timed(False), "packed": timed(True)}, runs)
     finally:
         _place(swaps, packed=False)
