@@ -22,10 +22,11 @@ card = Card(
     use_when="latency rises in steps with the number of channels, and it is latency that must fall",
     avoid_when="there is no loss to differentiate, or latency does not depend on widths",
     deviations=(
-        "Without a table, latency is modelled by multiply-accumulates in steps of eight channels; "
-        "LatencyKnapsack(table=...) takes one and LatencyKnapsack(measured=True) measures it on this machine. "
-        "Portions are equal in units instead of exponential in latency, scores are averaged over the calibration "
-        "batches at each event, and channels are chosen one by one where the count asks for it."
+        "A budget in latency goes by this machine's tables of layers (docs/latency.md). For other budgets latency is "
+        "modelled by multiply-accumulates in steps of eight channels; LatencyKnapsack(table=...) takes a table and "
+        "LatencyKnapsack(measured=True) this machine's, and channels are chosen one by one where the count asks for "
+        "it. Portions are equal in units instead of exponential in latency, and scores are averaged over the "
+        "calibration batches at each event."
     ),
     rows=(174,),
 )

@@ -1,0 +1,272 @@
+"""How well tables of layers predict the latency of a narrower network, and what they cost.
+
+    python benchmarks/latency_tables.py [--networks resnet18 mobilenet_v2] [--threads 1] [--choices 20] [--markdown]
+
+Random widths are drawn for every group of channels of a torchvision network (multiples of 8, each between a fifth and
+all of its units; initial weights, 224 x 224, batch 1, float32, PyTorch eager). Each choice is predicted from this
+machine's tables, then really made by `graph.compact` and run in turn with the dense network. `rank` is Spearman's
+correlation of the two shares over the choices, `error` the median of |predicted / measured - 1|. `MACs rank` and
+`MACs error` are the same for the share of multiply-accumulates, which costs nothing to know. `fill` is what measuring
+all tables took from an empty cache, `use` what pricing one choice takes, `make` what compacting and timing it takes.
+
+With `--search` also what a budget of half the latency takes to meet, with and without tables.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import os
+import statistics
+import tempfile
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+import prunus
+from prunus import measure
+from prunus.core.groups import Group, shapes_left
+from prunus.engine.cost import cost_of
+from prunus.graph import compact
+from prunus.measure.clock import latency_share
+from prunus.measure.layers import layers
+from prunus.measure.machine import machine
+from prunus.measure.prices import evenly, prices
+from prunus.measure.tables import LatencyTables
+from prunus.parts.granularity import Channel
+
+PAGE = Path(__file__).resolve().parents[1] / "docs" / "latency.md"
+MARKS = ("<!-- measured: begin -->", "<!-- measured: end -->")
+
+
+@dataclass
+class Row:
+    """What one network came to."""
+
+    network: str
+    layers: int
+    shapes: int
+    widths: int
+    fill: float
+    use: float
+    make: float
+    rank: float
+    error: float
+    macs_rank: float
+    macs_error: float
+    dense_ms: float
+    told: float
+    choices: list[tuple[float, float, float]]
+
+    def cells(self) -> list[str]:
+        counts = [f"{self.layers}", f"{self.shapes}", f"{self.widths}"]
+        costs = [f"{self.fill:.1f}", f"{1e3 * self.use:.1f}", f"{self.make:.1f}"]
+        agreement = [f"{self.rank:.3f}", f"{self.error:.1%}", f"{self.macs_rank:.3f}", f"{self.macs_error:.1%}"]
+        return [self.network, *counts, *costs, *agreement, f"{self.dense_ms:.1f}", f"{self.told:.0%}"]
+
+
+HEADER = (
+    "network", "layers", "shapes", "widths", "fill, s", "use, ms", "make, s", "rank", "error", "MACs rank",
+    "MACs error", "dense, ms", "of it in tables",
+)  # fmt: skip
+
+
+@dataclass
+class Search:
+    """A budget of half of the latency, met."""
+
+    network: str
+    how: str
+    seconds: float
+    made: int
+    share: float
+    predicted: float | None
+
+
+def built(name: str) -> nn.Module:
+    """A torchvision network with its initial weights."""
+    found = importlib.util.find_spec("torchvision")
+    if found is None:
+        raise SystemExit("torchvision is not installed: pip install 'prunus[vision]'")
+    if not hasattr(torch.ops.torchvision, "nms"):
+        # A build of torch that torchvision's compiled operators do not fit: their schemas are enough.
+        library = torch.library.Library("torchvision", "DEF")
+        for operator in ("nms", "qnms"):
+            library.define(f"{operator}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+        KEPT.append(library)
+    import torchvision
+
+    torch.manual_seed(0)
+    network: nn.Module = torchvision.models.get_model(name, weights=None)
+    return network.eval()
+
+
+KEPT: list[Any] = []
+
+
+def spearman(a: list[float], b: list[float]) -> float:
+    """Correlation of the ranks."""
+
+    def ranks(values: list[float]) -> list[float]:
+        order = sorted(range(len(values)), key=values.__getitem__)
+        found = [0.0] * len(values)
+        for rank, i in enumerate(order):
+            found[i] = float(rank)
+        return found
+
+    return statistics.correlation(ranks(a), ranks(b))
+
+
+def one(name: str, threads: int, choices: int) -> Row:
+    """A network's tables against what its narrower versions really take."""
+    model, example = built(name), (torch.randn(1, 3, 224, 224, generator=torch.Generator().manual_seed(0)),)
+    groups = Channel()(model, example)
+    tables = LatencyTables(threads=threads)
+    calls = layers(model, example)
+    shapes = list(dict.fromkeys(c.shape for c in calls))
+    began = time.perf_counter()
+    tables.fill(shapes)
+    fill = time.perf_counter() - began
+    found = prices(model, example, groups, tables=tables)
+    macs = cost_of(model, prunus.Task(example=example), "macs", groups)
+    sizes = {n: tuple(p.shape) for n, p in model.named_parameters()}
+    generator = torch.Generator().manual_seed(0)
+    pairs, used, made = [], [], []
+    for _ in range(choices):
+        masks = drawn(groups, generator)
+        began = time.perf_counter()
+        predicted = found.share(shapes_left(sizes, groups, masks))
+        used.append(time.perf_counter() - began)
+        began = time.perf_counter()
+        small, _ = compact(model, groups, masks, verify=False)
+        timed = measure.compare({"dense": model, "small": small}, example, runs=30, threads=threads).latency
+        made.append(time.perf_counter() - began)
+        pairs.append((predicted, timed["small"].median_ms / timed["dense"].median_ms, macs.fraction(groups, masks)))
+        print(f"{name}: predicted {pairs[-1][0]:.3f}, measured {pairs[-1][1]:.3f}, MACs {pairs[-1][2]:.3f}", flush=True)
+    said, took, work = (list(column) for column in zip(*pairs, strict=True))
+    return Row(
+        network=name,
+        layers=len(calls),
+        shapes=len(shapes),
+        widths=sum(len(row) for s in shapes for row in tables[s].ms),
+        fill=fill,
+        use=statistics.median(used),
+        make=statistics.median(made),
+        rank=spearman(said, took),
+        error=statistics.median(abs(p / t - 1) for p, t in zip(said, took, strict=True)),
+        macs_rank=spearman(work, took),
+        macs_error=statistics.median(abs(w / t - 1) for w, t in zip(work, took, strict=True)),
+        dense_ms=found.dense_ms,
+        told=found.scale * found.parts({})[0] / found.dense_ms,
+        choices=pairs,
+    )
+
+
+def drawn(groups: tuple[Group, ...], generator: torch.Generator) -> dict[str, torch.Tensor]:
+    """Random widths for all groups."""
+    masks = {}
+    for g in groups:
+        share = 0.2 + 0.8 * float(torch.rand(1, generator=generator))
+        masks[g.name] = evenly(g, max(8, int(share * g.units) // 8 * 8))
+    return masks
+
+
+def searched(name: str, threads: int) -> list[Search]:
+    """A budget of half the latency by l1 norms ranked globally: the knapsack and the ranking, and without tables."""
+    from dataclasses import replace
+
+    from prunus.parts.allocation import GlobalRanking
+
+    recipe = replace(
+        prunus.methods.l1_filter, allocate=GlobalRanking(normalize="mean"), granularity=Channel(round_to=8)
+    )
+    example = (torch.randn(1, 3, 224, 224, generator=torch.Generator().manual_seed(0)),)
+
+    def plain(*args: Any) -> Any:  # the same clock under another name, of which no tables are known
+        return latency_share(*args)
+
+    rows = []
+    ways: list[tuple[str, Any, str]] = [
+        ("knapsack, tables", None, "knapsack"),
+        ("own ranking, tables", None, "own"),
+        ("own ranking, bisection", plain, "own"),
+    ]
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        for how, clock, solver in ways:
+            task = prunus.Task(example=example, clock=clock)
+            began = time.perf_counter()
+            budget: Any = prunus.Budget(latency=0.5, solver=solver)  # type: ignore[arg-type]
+            result = prunus.prune(built(name), task, recipe, budget=budget)
+            record = result.history[-1]
+            rows.append(
+                Search(name, how, time.perf_counter() - began, record["timed"], record["latency"],
+                       record.get("latency_predicted"))
+            )  # fmt: skip
+            print(rows[-1], flush=True)
+    finally:
+        torch.set_num_threads(before)
+    return rows
+
+
+def written(rows: list[Row], searches: list[Search], threads: int) -> str:
+    """The part of the page that is measured."""
+    here = machine()
+    load = os.getloadavg()[0]
+    features = ", ".join(n for n, there in here.features.items() if there)
+    where = (
+        f"Measured on {here.cpu} ({features}), {here.usable:.3g} cores, {threads} thread(s), torch {torch.__version__}"
+    )
+    lines = [
+        f"{where}; load average {load:.1f} at the end.",
+        "",
+        "| " + " | ".join(HEADER) + " |",
+        "|" + " --- |" * len(HEADER),
+        *("| " + " | ".join(r.cells()) + " |" for r in rows),
+    ]
+    if searches:
+        lines += [
+            "",
+            "A budget of half of the latency, l1 norms ranked over all layers, tables already filled:",
+            "",
+            "| network | how | seconds | candidates made | share that came out | predicted |",
+            "| --- | --- | --- | --- | --- | --- |",
+        ]
+        for s in searches:
+            said = "" if s.predicted is None else f"{s.predicted:.3f}"
+            lines.append(f"| {s.network} | {s.how} | {s.seconds:.1f} | {s.made} | {s.share:.3f} | {said} |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--networks", nargs="+", default=["resnet18", "mobilenet_v2"])
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--choices", type=int, default=20)
+    parser.add_argument("--search", action="store_true", help="also meet a budget, with and without tables")
+    parser.add_argument("--markdown", action="store_true", help=f"write the table into {PAGE.name}")
+    parser.add_argument("--json", type=Path, help="write the figures here")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ["PRUNUS_CACHE"] = folder  # an empty cache, so that filling it is measured
+        rows = [one(name, options.threads, options.choices) for name in options.networks]
+        searches = [s for name in options.networks if options.search for s in searched(name, options.threads)]
+    text = written(rows, searches, options.threads)
+    print(text)
+    if options.json is not None:
+        told = {"rows": [asdict(r) for r in rows], "searches": [asdict(s) for s in searches]}
+        options.json.write_text(json.dumps(told, indent=1))
+    if options.markdown:
+        page = PAGE.read_text()
+        head, _, rest = page.partition(MARKS[0])
+        PAGE.write_text(f"{head}{MARKS[0]}\n{text}\n{MARKS[1]}{rest.partition(MARKS[1])[2]}")
+
+
+if __name__ == "__main__":
+    main()
