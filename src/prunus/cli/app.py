@@ -12,6 +12,7 @@ from prunus.cli import (
     compare,
     contrast,
     deploy,
+    doctor,
     evaluate,
     export,
     inspect_,
@@ -23,6 +24,7 @@ from prunus.cli import (
     prune,
     quickstart,
     runs,
+    unpack,
 )
 from prunus.cli.output import guarded
 
@@ -63,10 +65,12 @@ for _name, _command in (
     ("compare", compare.compare),
     ("inspect", inspect_.inspect),
     ("methods", methods.methods),
+    ("unpack", unpack.unpack),
     ("measure", measure.measure),
     ("latency", latency.latency),
     ("export", export.export),
     ("deploy", deploy.deploy),
+    ("doctor", doctor.doctor),
     ("perplexity", perplexity.perplexity),
     ("evaluate", evaluate.evaluate),
 ):

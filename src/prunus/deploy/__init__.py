@@ -7,17 +7,24 @@ from typing import TYPE_CHECKING, Any
 _HOME = {
     "Deployment": "prunus.deploy.deployment",
     "Exported": "prunus.deploy.onnx",
+    "Plain": "prunus.deploy.torch_prune",
     "Saved": "prunus.deploy.hf",
     "Written": "prunus.deploy.exporting",
     "deploy": "prunus.deploy.deploying",
     "export": "prunus.deploy.exporting",
     "export_onnx": "prunus.deploy.onnx",
     "flush_denormals_": "prunus.deploy.denormals",
+    "digest_of": "prunus.deploy.files",
     "from_pretrained": "prunus.deploy.hf",
+    "from_torch_prune": "prunus.deploy.torch_prune",
+    "load_masks": "prunus.deploy.files",
     "multiples": "prunus.deploy.rounding",
     "quantize_": "prunus.deploy.quantize",
+    "read_pt": "prunus.deploy.pickled",
     "save_pretrained": "prunus.deploy.hf",
     "staircase": "prunus.deploy.rounding",
+    "to_torch_prune": "prunus.deploy.torch_prune",
+    "unpack_folder": "prunus.deploy.unpacking",
 }
 
 if TYPE_CHECKING:
@@ -25,25 +32,36 @@ if TYPE_CHECKING:
     from prunus.deploy.deploying import deploy
     from prunus.deploy.deployment import Deployment
     from prunus.deploy.exporting import Written, export
+    from prunus.deploy.files import digest_of, load_masks
     from prunus.deploy.hf import Saved, from_pretrained, save_pretrained
     from prunus.deploy.onnx import Exported, export_onnx
+    from prunus.deploy.pickled import read_pt
     from prunus.deploy.quantize import quantize_
     from prunus.deploy.rounding import multiples, staircase
+    from prunus.deploy.torch_prune import Plain, from_torch_prune, to_torch_prune
+    from prunus.deploy.unpacking import unpack_folder
 
 __all__ = [
     "Deployment",
     "Exported",
+    "Plain",
     "Saved",
     "Written",
     "deploy",
+    "digest_of",
     "export",
     "export_onnx",
     "flush_denormals_",
     "from_pretrained",
+    "from_torch_prune",
+    "load_masks",
     "multiples",
     "quantize_",
+    "read_pt",
     "save_pretrained",
     "staircase",
+    "to_torch_prune",
+    "unpack_folder",
 ]
 
 

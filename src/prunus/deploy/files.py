@@ -36,7 +36,7 @@ WEIGHTS: Final = "model.safetensors"
 MASKS: Final = "masks.safetensors"
 PACKED = "packed"
 """What `prunus` says in the header of a file some of whose tensors are in containers."""
-_META = {"format": "pt"}
+META = {"format": "pt"}
 
 
 def save(
@@ -78,11 +78,11 @@ def save(
     laid = lay(state, keep=result.masks, sparse=sparse)
     mask_of = _readable_from(laid, result)
     masks = {n: m for n, m in result.unit_masks.items() if n not in mask_of}
-    meta = _META | ({"prunus": PACKED} if laid.packed else {})
+    meta = META | ({"prunus": PACKED} if laid.packed else {})
     with new_folder(Path(path), needs=laid.stored) as folder:
         digests = {
             WEIGHTS: write_tensors(folder / WEIGHTS, laid.entries, meta),
-            MASKS: write_tensors(folder / MASKS, mask_entries(masks), _META),
+            MASKS: write_tensors(folder / MASKS, mask_entries(masks), META),
         }
         manifest = Manifest.model_validate(
             {
@@ -178,38 +178,51 @@ def load_masks(path: str | Path) -> dict[str, Tensor]:
     """
     folder = Path(path)
     manifest = read_manifest(folder)
-    file = _verified(folder, MASKS, manifest)
-    for name, shape in manifest.masks.items():
-        size, place = math.prod(shape), file.places.get(name)
-        if name not in manifest.mask_of and (place is None or place.dtype != "U8" or place.size != -(-size // 8)):
-            raise VerificationError(f"{file.path} has no mask of {shape} for {name}")
     weights = weights_of(folder, manifest) if manifest.mask_of else None
-    found: dict[str, Tensor] = {}
-    for name, shape in manifest.masks.items():
-        if weights is None or name not in manifest.mask_of:
-            found[name] = unpack(file.tensor(name), shape)
-            continue
-        tensor = manifest.mask_of[name]
-        of = weights.shapes.get(tensor)
-        record = manifest.tensors.get(tensor)
-        # The limit on what is allocated: a mask is no larger than what was pruned, by the model's own count.
-        if of is None or record is None or math.prod(of) != math.prod(shape):
-            raise VerificationError(f"{folder / MARK} reads the mask of {name} off {tensor}, which does not fit")
-        found[name] = weights.mask(tensor).reshape(shape)
-    return found
+    masks = Masks(folder, manifest, weights)
+    return {name: masks.one(name) for name in manifest.masks}
+
+
+class Masks:
+    """The unit masks of a folder, read one at a time.
+
+    Args:
+        folder, manifest: the folder.
+        weights: its weights, where the manifest reads masks off them.
+
+    Errors: `VerificationError` for a changed file, and for masks that are not there or of another shape.
+    """
+
+    def __init__(self, folder: Path, manifest: Manifest, weights: Weights | None) -> None:
+        self._file, self._manifest, self._weights = _verified(folder, MASKS, manifest), manifest, weights
+        for name, shape in manifest.masks.items():
+            size, place = math.prod(shape), self._file.places.get(name)
+            if name in manifest.mask_of:
+                record = manifest.tensors.get(manifest.mask_of[name])
+                if record is None or math.prod(record.shape) != size:
+                    raise VerificationError(f"{folder / MARK} reads the mask of {name} off what does not fit it")
+            elif place is None or place.dtype != "U8" or place.size != -(-size // 8):
+                raise VerificationError(f"{self._file.path} has no mask of {shape} for {name}")
+
+    def one(self, name: str) -> Tensor:
+        """A mask: bool of the group's shape."""
+        shape = self._manifest.masks[name]
+        if self._weights is None or name not in self._manifest.mask_of:
+            return unpack(self._file.tensor(name), shape)
+        return self._weights.mask(self._manifest.mask_of[name]).reshape(shape)
 
 
 def serialize(model: nn.Module) -> bytes:
     """The model's state as a safetensors file, dense, tied tensors once. Cost: a copy of the weights."""
     entries = lay(distinct(model.state_dict())[0], sparse=False).entries
     pieces = [np.ascontiguousarray(p).tobytes() for e in entries for p in e.pieces()]
-    return head_of(entries, _META) + b"".join(pieces)
+    return head_of(entries, META) + b"".join(pieces)
 
 
 def stored_bytes(model: nn.Module) -> int:
     """The size of the file that the model's state makes, dense. Cost: no pass over the weights."""
     entries = lay(distinct(model.state_dict())[0], sparse=False).entries
-    return len(head_of(entries, _META)) + sum(e.size for e in entries)
+    return len(head_of(entries, META)) + sum(e.size for e in entries)
 
 
 def digest_of(model: nn.Module) -> str:

@@ -94,6 +94,7 @@ def _pieces(head: bytes, entries: Iterable[Entry]) -> Iterator[Any]:
             for i in range(0, len(view), _COPY):
                 yield view[i : i + _COPY]
             left -= len(view)
+            del piece, view  # before the next tensor is made
         if left:
             raise SpecError(f"{entry.name} changed while it was written: leave the model alone until save returns")
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -147,8 +149,11 @@ class Weights:
         return unpack(spec, streams, shape, name=f"{name} in {self.file.path}")
 
     def mask(self, name: str) -> Tensor:
-        """Which entries of a packed tensor hold anything: bool of its shape."""
+        """Which entries of a packed tensor hold anything: bool of its shape. Errors: `VerificationError` where it
+        claims more memory than is free.
+        """
         spec = self.packed[name]
+        check_claim(f"{name} in {self.file.path}", spec.count * (1 + spec.item), free_memory())
         return torch.from_numpy(Matrix(self.tensor(name, spec.shape)).bits != 0).reshape(spec.shape)
 
     def bytes_of(self, name: str) -> int:
@@ -160,6 +165,26 @@ class Weights:
     def dtype_of(self, name: str) -> str:
         """The type, as safetensors names it."""
         return self.packed[name].dtype if name in self.packed else self.file.places[name].dtype
+
+
+def check_claim(name: str, size: int, limit: int) -> None:
+    """Refuse what a file only claims: a container of a few bytes can say any size. Errors: `VerificationError`."""
+    if size > limit:
+        raise VerificationError(
+            f"{name} is said to take {size:,} bytes, more than the {limit:,} that it may take here: only if you trust "
+            f"the folder, give it more memory, or raise the limit where there is one"
+        )
+
+
+def free_memory() -> int:
+    """Bytes of memory that are free, or all that there are where the system does not say."""
+    try:
+        for line in Path("/proc/meminfo").read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (OSError, ValueError, AttributeError):
+        return 1 << 34
 
 
 def packed_bits(mask: Tensor) -> Iterator[Any]:
