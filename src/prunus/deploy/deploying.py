@@ -137,13 +137,21 @@ def _subjects(
     subjects: dict[str, Subject] = {}
     flushed: dict[str, int] = {}
     for name, model in models.items():
-        own = copy.deepcopy(model)
-        for module in own.modules():
-            module.training = False
-        flushed |= {f"{name}: {n}": count for n, count in flush_denormals_(own).items()}
-        args, kwargs = subject_call(own, example)
-        subjects[name] = Subject(own, args, kwargs, folder / name, calib)
+        subjects[name], tiny = subject_of(model, example, folder / name, calib)
+        flushed |= {f"{name}: {n}": count for n, count in tiny.items()}
     return subjects, flushed
+
+
+def subject_of(
+    model: nn.Module, example: Example | Tensor, folder: Path, calib: Sequence[Example | Tensor] = ()
+) -> tuple[Subject, dict[str, int]]:
+    """What runtimes are given: a copy in evaluation mode with denormal weights made zeros, and how many those were."""
+    own = copy.deepcopy(unwrap(model))
+    for module in own.modules():
+        module.training = False
+    flushed = flush_denormals_(own)
+    args, kwargs = subject_call(own, example)
+    return Subject(own, args, kwargs, folder, tuple(calib)), flushed
 
 
 def _eager(subject: Subject) -> list[Tensor]:

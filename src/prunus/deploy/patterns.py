@@ -49,7 +49,7 @@ def left(dense: nn.Module, pruned: nn.Module, example: Example | Tensor) -> Left
     found: set[Pattern] = set()
     if total and zeros / total >= NOTABLE:
         found.add("unstructured")
-        for name, holds in (("2:4", _two_of_four), ("blocks", _blocks)):
+        for name, holds in (("2:4", two_of_four), ("blocks", _blocks)):
             if sum(n for w, n in empty.items() if holds(w)) > zeros / 2:
                 found.add(name)  # type: ignore[arg-type]  # the names are those of the type
     return Left(
@@ -60,7 +60,7 @@ def left(dense: nn.Module, pruned: nn.Module, example: Example | Tensor) -> Left
     )
 
 
-def _two_of_four(weight: Tensor) -> bool:
+def two_of_four(weight: Tensor) -> bool:
     """Whether two of every four consecutive inputs are zero, in every row."""
     rows = weight.flatten(1)
     if rows.shape[1] % 4:

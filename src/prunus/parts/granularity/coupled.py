@@ -25,8 +25,9 @@ class Coupled(Granularity):
         reduce: how the scores of a unit's weights become one score.
         exclude: group or parameter names, with shell wildcards, that stay whole.
         at_least: units every group keeps.
-        round_to: kept units are a multiple of this (and of what a kernel of the network needs). Several, the coarsest
-            first: each group takes the first of which it has at least twice as many units, else the last.
+        round_to: kept units are a multiple of this (and of what a kernel of the network needs). Several numbers, the
+            coarsest first, are of positions (a head has many): each group keeps a multiple of the first of which it has
+            two or more, else of the last.
         exact: leave whole what LayerNorm and GroupNorm average over. If False, such axes are pruned too; the norms
             then take the mean and variance of what is left, so the compact model is no longer equal to the masked one:
             `Result.compact` proves it equal but for that, and measures how far apart they are.
@@ -42,7 +43,8 @@ class Coupled(Granularity):
     structure: ClassVar[Literal["unstructured", "semi-structured", "structured"]] = "structured"
 
     def __post_init__(self) -> None:
-        if self.at_least < 1 or not self._steps or min(self._steps) < 1:
+        steps = (self.round_to,) if isinstance(self.round_to, int) else tuple(self.round_to)
+        if self.at_least < 1 or not steps or min(steps) < 1:
             name = type(self).__name__
             raise SpecError(f"{name}(at_least={self.at_least}, round_to={self.round_to}): both are at least 1")
 
@@ -52,20 +54,21 @@ class Coupled(Granularity):
         if example is None:
             raise SpecError("coupled units are found by running the model once: pass Task(example=...) or batches")
         return tuple(
-            replace(g, at_least=max(g.at_least, self.at_least), multiple=math.lcm(g.multiple, self.step(g.units)))
+            replace(g, at_least=max(g.at_least, self.at_least), multiple=math.lcm(g.multiple, _step(g, self.round_to)))
             for g in trace(model, example, exact=self.exact).groups
             if (not self.kinds or g.kind in self.kinds) and not self.excluded(g)
         )
-
-    @property
-    def _steps(self) -> tuple[int, ...]:
-        return (self.round_to,) if isinstance(self.round_to, int) else tuple(self.round_to)
-
-    def step(self, units: int) -> int:
-        """What the number of kept units of a group of so many is a multiple of."""
-        return next((s for s in self._steps if units >= 2 * s), self._steps[-1])
 
     def excluded(self, group: Group) -> bool:
         """Whether the user asked to leave this group, or any parameter that goes with it, alone."""
         names = [group.name, *(m.param for m in group.members)]
         return any(fnmatch.fnmatch(n, e) for n in names for e in self.exclude)
+
+
+def _step(group: Group, round_to: int | tuple[int, ...]) -> int:
+    """What the number of units that a group keeps is a multiple of."""
+    if isinstance(round_to, int):
+        return round_to
+    wide = min((m.positions(group.units).shape[1] for m in group.with_role("out") if m.dim is not None), default=1)
+    step = next((s for s in round_to if group.units * wide >= 2 * s), round_to[-1])
+    return step // math.gcd(step, wide)

@@ -1,0 +1,53 @@
+"""Numbers below full precision become zeros, all others stay bit for bit."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from prunus.core.errors import SpecError
+from prunus.deploy import flush_denormals_
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_denormals_become_zeros(dtype: torch.dtype) -> None:
+    tiny = torch.finfo(dtype).tiny
+    layer = nn.Linear(8, 1).to(dtype)
+    values = torch.tensor([0.0, -0.0, tiny, -tiny, tiny / 2, -tiny / 4, torch.inf, torch.nan], dtype=torch.float64)
+    with torch.no_grad():
+        layer.weight.copy_(values.to(dtype)[None])
+    assert flush_denormals_(layer) == {"weight": 2}
+    found = layer.weight.detach()[0]
+    assert found[:2].signbit().tolist() == [False, True] and bool((found[:2] == 0).all())
+    assert found[2:4].tolist() == [tiny, -tiny] and found[4:6].tolist() == [0, 0]
+    assert bool(found[6].isinf()) and bool(found[7].isnan())
+    assert flush_denormals_(layer) == {}
+
+
+def test_they_are_seen_where_arithmetic_takes_them_as_zero() -> None:
+    layer = nn.Linear(4, 1, bias=False)
+    with torch.no_grad():
+        layer.weight.fill_(1e-41)
+    if not torch.set_flush_denormal(True):
+        pytest.skip("this processor has no such mode")
+    try:
+        assert flush_denormals_(layer) == {"weight": 4}
+    finally:
+        torch.set_flush_denormal(False)
+    assert not layer.weight.view(torch.int32).any()
+
+
+def test_small_numbers_of_half_precision_stay() -> None:
+    layer = nn.Linear(2, 1, bias=False).half()
+    with torch.no_grad():
+        layer.weight.fill_(6e-8)
+    assert flush_denormals_(layer) == {} and bool((layer.weight > 0).all())
+
+
+def test_buffers_count_and_meta_is_refused() -> None:
+    norm = nn.BatchNorm1d(3)
+    norm.running_var.fill_(1e-42)  # type: ignore[union-attr, operator]
+    assert flush_denormals_(norm) == {"running_var": 3}
+    with pytest.raises(SpecError, match="meta device"):
+        flush_denormals_(nn.Linear(2, 2, device="meta"))
