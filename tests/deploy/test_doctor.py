@@ -24,7 +24,7 @@ from tests.deploy.toys import pixels, toy
 
 
 def checkup(cases: list[Case], **more: Any) -> Checkup:
-    steps = tuple(Step("eager", w, ms) for w, ms in ((56, 0.9), (60, 0.95), (62, 1.3), (64, 1.0)))
+    steps = tuple(Step("eager", w, ms) for w, ms in ((56, 0.8), (60, 0.95), (62, 1.3), (64, 1.0)))
     limits = (Limits(1, 1e10, 1e11, 2e10),)
     found = Checkup(machine(), limits, 2048, 1, tuple(cases), steps, "avx2", "", 1.0)
     return replace(found, **more)

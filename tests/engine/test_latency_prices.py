@@ -18,6 +18,7 @@ from prunus.core.errors import SpecError
 from prunus.core.groups import Group, Member
 from prunus.core.part import Masks
 from prunus.engine.latency import TRIALS, Latency
+from prunus.engine.prepare import solved
 from prunus.measure import clock
 from prunus.parts.allocation import GlobalRanking, LatencyKnapsack, Uniform
 from prunus.parts.schedule import OneShot
@@ -114,15 +115,19 @@ def test_the_default_solver_is_the_knapsack_for_rankings_alone(priced: list[floa
     assert allocation(ranked, Budget(latency=0.5), other) == replace(expected, measured=False)
     uniform = replace(RANKED, allocate=Uniform())
     assert allocation(uniform, Budget(latency=0.5)) == Uniform()
-    given = LatencyKnapsack(table=(("first", (0.0, *range(96))),))
+    given = LatencyKnapsack(table=(("first", tuple(float(k) for k in range(97))),))
     assert allocation(replace(RANKED, allocate=given), Budget(latency=0.5)) == given
-    assert allocation(prunus.methods.halp, Budget(latency=0.5)) == LatencyKnapsack(measured=True)
+    assert solved(prunus.methods.halp, Budget(latency=0.5), Task()).allocate == LatencyKnapsack(measured=True)
+    unstructured = solved(prunus.methods.snip, Budget(latency=0.5), Task())
+    assert unstructured == prunus.methods.snip  # refused later, in words that say so
 
 
-@pytest.mark.parametrize("wrong", [{"macs": 0.5, "solver": "own"}, {"latency": 0.5, "solver": "greedy"}])
-def test_a_solver_is_for_latency_alone(wrong: dict[str, Any]) -> None:
-    with pytest.raises(SpecError, match="solver="):
-        Budget(**wrong)
+def test_a_solver_is_for_latency_alone() -> None:
+    with pytest.raises(SpecError, match="solver='own': a budget in latency takes"):
+        Budget(macs=0.5, solver="own")
+    # Types are checked while tests run: past them, as a plain caller gets there.
+    with pytest.raises((SpecError, TypeError), match="greedy"):
+        Budget(latency=0.5, solver="greedy")  # type: ignore[arg-type]
 
 
 def test_the_solver_stays_with_the_budget_of_every_event() -> None:
@@ -189,7 +194,7 @@ def test_a_wrong_prediction_costs_timings_and_not_the_promise(
     found = int(search.search(at, total, keep, (group,))["g"].sum())
     assert law(found) <= keep and search.trials <= TRIALS
     assert law(found) >= 0.98 * keep or fitting[-1] - found <= max(1, total // 2 ** (TRIALS // 2 - 1))
-    if power == 1.0 and total == 1000:
+    if power == 1.0 and total == 1000 and keep > 0.1:
         assert search.trials <= 6
 
 

@@ -170,7 +170,7 @@ def prune(
         lr=lr,
         seed=seed,
     )
-    if latency is not None:
+    if latency is not None and getattr(recipe, "structure", "") == "structured":
         fill_tables(setup.build(), setup.timed_inputs)
     if dry_run:
         with told_warnings():

@@ -221,7 +221,12 @@ def narrow_csr(weight: Tensor) -> Tensor:
 
 
 def drawn(pattern: str, sparsity: float, size: int, generator: torch.Generator) -> Tensor:
-    """`[size, size]`: random numbers in random places of a pattern. Errors: `SpecError` for an unknown one."""
+    """`[size, size]`: random numbers in random places of a pattern.
+
+    Errors: `SpecError` for an unknown pattern, and for a size that is no multiple of 16.
+    """
+    if size < 16 or size % 16:
+        raise SpecError(f"size={size}: blocks and patterns need a multiple of 16")
     weight = torch.randn(size, size, generator=generator)
     if pattern == "2:4":
         order = torch.rand(size, size // 4, 4, generator=generator).argsort(-1)

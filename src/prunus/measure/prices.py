@@ -113,7 +113,7 @@ def prices(
     shapes = dict.fromkeys(c.shape for c in calls)
     tables.fill(shapes, progress)
     found = LayerPrices(calls, {s: tables[s] for s in shapes})
-    masks = {g.name: evenly(g, g.units // 2) for g in groups if g.units > 1 and g.movable}
+    masks = {g.name: evenly(g, max(g.units // 2, g.at_least)) for g in groups if g.units > 1 and g.movable}
     try:
         small = compact(model, groups, masks, verify=False)[0] if masks else None
     except StructureError:
