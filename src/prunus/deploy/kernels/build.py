@@ -30,6 +30,7 @@ _FLAGS = [
     "-ffp-contract=fast",
     "-fno-math-errno",
     "-fno-trapping-math",
+    "-fno-tree-slp-vectorize",
 ]
 _V3 = ["-mavx2", "-mfma", "-mbmi", "-mbmi2", "-mpopcnt", "-mlzcnt"]
 _V4 = [*_V3, *["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl"]]

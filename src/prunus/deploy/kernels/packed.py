@@ -17,7 +17,7 @@ from prunus.deploy.kernels.library import Matrix, loaded
 Form = str
 """Which zeros are left out, and how the rest lies in memory:
 
-- `"csr"`: single weights, 128 columns at a time, a byte per column index; for batches.
+- `"csr"`: single weights, 96 columns at a time, a byte per column index; for batches.
 - `"rows"`: single weights, whole rows (up to 32,704 columns at a time), two bytes per index; for batch 1.
 - `"bitmask"`: single weights, a bit per place of the weight; for half to three quarters zeros, and for batch 1.
 - `"2:4"`, `"4:8"`, any `"n:m"`: at most n weights other than zero in m; held as a bitmask, which costs 2:4 and 4:8 no
@@ -41,7 +41,7 @@ LAYOUTS: dict[str, tuple[int, int, bool]] = {
 }
 DTYPES = (torch.float32, torch.bfloat16)
 _WORDS = {torch.float32: torch.int32, torch.bfloat16: torch.int16}
-_TILE = 128
+_TILE = {0: 96, 1: 128, 2: 96}  # by layout: 64 tokens of so many columns stay in a first cache of 32 KB
 
 
 def layout_of(form: Form) -> tuple[int, int, bool]:
@@ -64,7 +64,8 @@ def _pattern(form: Form) -> tuple[int, int] | None:
 def _tile(form: Form, cols: int) -> int:
     """Columns of a tile."""
     least = max(64, -(-cols // 64) * 64)
-    return min(least, 511 * 64 if layout_of(form)[2] else _TILE)
+    layout, _, wide = layout_of(form)
+    return min(least, 511 * 64 if wide else _TILE[layout])
 
 
 @dataclass(frozen=True)
@@ -179,15 +180,15 @@ def matrix(values: Tensor, index: Tensor, counts: Tensor, starts: Tensor, rows: 
     return Matrix(*pointers, rows, cols, _tile(form, cols), layout, block, wide, values.dtype == torch.bfloat16)
 
 
-def _words(weight: Tensor) -> Tensor:
-    """The bits of a weight as [out, in]: minus zero and NaN are values, and only plain zeros are left out."""
+def _flat(weight: Tensor) -> Tensor:
+    """A weight as [out, in]."""
     if weight.ndim not in (2, 4):
         raise SpecError(f"weights have two or four axes, and this one has the shape {list(weight.shape)}")
     if weight.dtype not in DTYPES:
         raise SpecError(f"the kernels take float32 and bfloat16 weights, not {weight.dtype}")
     if weight.device.type != "cpu":
         raise SpecError(f"the kernels run on the CPU, and this weight is on {weight.device}")
-    return weight.detach().contiguous().view(_WORDS[weight.dtype]).reshape(weight.shape[0], _columns(weight.shape))
+    return weight.detach().reshape(weight.shape[0], _columns(weight.shape))
 
 
 def pack(weight: Tensor, form: Form = "csr", dtype: torch.dtype | None = None) -> Packed:
@@ -198,7 +199,8 @@ def pack(weight: Tensor, form: Form = "csr", dtype: torch.dtype | None = None) -
         form: see `Form`. Whatever is not in the pattern's blocks is kept: zeros inside them are stored.
         dtype: of the values that are kept; left out, the weight's own. `torch.bfloat16` rounds a float32 weight.
 
-    Returns: the packed weight; `dense()` gives `weight` back bit for bit, if it was not rounded.
+    Returns: the packed weight; `dense()` gives `weight` back, if it was not rounded: every value bit for bit, and
+        zeros that are minus zero, as a mask leaves them behind, as plain ones.
     Cost: some passes over the weight, memory of a few times its size meanwhile.
     Errors: `SpecError` for other types and shapes, and for an n:m that the weight does not have.
     """
@@ -206,19 +208,21 @@ def pack(weight: Tensor, form: Form = "csr", dtype: torch.dtype | None = None) -
     kept = weight.dtype if dtype is None else dtype
     if kept not in DTYPES:
         raise SpecError(f"values are kept as float32 or bfloat16, not {kept}")
-    words = _words(weight if weight.dtype == kept or weight.dtype not in DTYPES else weight.detach().to(kept))
-    if (pattern := _pattern(form)) is not None and _fill_of_pattern(words != 0, *pattern) is None:
+    flat_weight = _flat(weight)
+    if kept != weight.dtype:
+        flat_weight = flat_weight.to(kept)
+    if (pattern := _pattern(form)) is not None and _fill_of_pattern(flat_weight != 0, *pattern) is None:
         raise SpecError(
             f"this weight of shape {list(weight.shape)} is not {form}: some {pattern[1]} neighbours have more"
         )
-    rows, cols = words.shape
+    rows, cols = flat_weight.shape
     tile = _tile(form, cols)
     blocks, tiles = -(-rows // ROWS), -(-cols // tile)
-    padded = torch.nn.functional.pad(words, (0, tiles * tile - cols, 0, blocks * ROWS - rows))
+    padded = torch.nn.functional.pad(flat_weight, (0, tiles * tile - cols, 0, blocks * ROWS - rows))
     grid = padded.view(blocks, ROWS // block, block, tiles, tile).permute(0, 3, 1, 4, 2).contiguous()
     there = (grid != 0).any(-1)  # [block, tile, rows or blocks of them, column]
     flat = there.flatten().nonzero().flatten()
-    values = torch.cat([grid.view(-1, block)[flat].flatten(), words.new_zeros(SLACK)]).view(kept)
+    values = torch.cat([grid.view(-1, block)[flat].flatten(), flat_weight.new_zeros(SLACK)])
     per_tile = there.flatten(2).sum(-1).flatten()
     starts = torch.cat([per_tile.new_zeros(1), per_tile.cumsum(0)])
     kind = torch.int16 if wide else torch.uint8
@@ -253,7 +257,7 @@ def forms_of(weight: Tensor, least: float = 0.75, patterns: Sequence[str] = ("2:
         the places of the pattern.
     Cost: some passes over the weight.
     """
-    there = _words(weight) != 0
+    there = _flat(weight) != 0
     rows, _ = there.shape
     found = {"csr": 1.0, "rows": 1.0, "bitmask": 1.0}
     for form in patterns:

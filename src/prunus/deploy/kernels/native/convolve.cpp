@@ -7,7 +7,7 @@
 namespace prunus {
 namespace {
 
-constexpr int kTogether = 4;
+constexpr int kTogether = 2;
 constexpr int64_t kMostPacked = 1 << 20;  // floats of panels at a time
 constexpr int64_t kKept = 16 << 20;
 
@@ -156,24 +156,26 @@ void convolve(const Matrix &m, const void *x, int32_t half, const Convolution &c
             panels[i] = {memory + i * largest, p.flat ? p.table.data() : nullptr, p.places[from + i].width, special};
         each(threads, count, [&](int64_t i) { fill(p, p.places[from + i], padded, memory + i * largest); });
         const int64_t groups = (count + kTogether - 1) / kTogether;
-        each(threads, blocks * groups, [&](int64_t task) {
-            const int64_t block = task % blocks, group = task / blocks * kTogether;
+        const int64_t tall = blocks_together(blocks, groups, threads), stacks = (blocks + tall - 1) / tall;
+        each(threads, stacks * groups, [&](int64_t task) {
+            const int64_t block = task % stacks * tall, end = std::min(blocks, block + tall);
+            const int64_t group = task / stacks * kTogether;
             const int32_t n = int32_t(std::min<int64_t>(kTogether, count - group));
-            float *out = sum_memory.floats(kTogether * kRows * kWidest);
-            const int rows = int(std::min<int64_t>(kRows, m.rows - block * kRows));
-            l.multiply(m, block, panels.data() + group, n, out);
-            for (int32_t i = 0; i < n; i++) {
-                const Place &place = p.places[from + group + i];
-                float *tile = out + int64_t(i) * kRows * kWidest;
-                l.finish(tile, rows, place.width, e.bias ? e.bias + block * kRows : nullptr, e.activation);
-                for (const Run &run : place.runs) {
-                    const int64_t image = run.output / out_plane;
-                    const int64_t first = (image * m.rows + block * kRows) * out_plane + run.output % out_plane;
-                    for (int r = 0; r < rows; r++)
-                        l.narrow(tile + r * kWidest + run.token, run.count, e.half,
-                                 static_cast<char *>(y) + (first + r * out_plane) * (e.half ? 2 : 4));
+            float *tile = sum_memory.floats(kTogether * tall * kRows * kWidest);
+            l.multiply(m, block, end, panels.data() + group, n, tile);
+            for (int32_t i = 0; i < n; i++)
+                for (int64_t b = block; b < end; b++, tile += kRows * kWidest) {
+                    const Place &place = p.places[from + group + i];
+                    const int rows = int(std::min<int64_t>(kRows, m.rows - b * kRows));
+                    l.finish(tile, rows, place.width, e.bias ? e.bias + b * kRows : nullptr, e.activation);
+                    for (const Run &run : place.runs) {
+                        const int64_t image = run.output / out_plane;
+                        const int64_t first = (image * m.rows + b * kRows) * out_plane + run.output % out_plane;
+                        for (int r = 0; r < rows; r++)
+                            l.narrow(tile + r * kWidest + run.token, run.count, e.half,
+                                     static_cast<char *>(y) + (first + r * out_plane) * (e.half ? 2 : 4));
+                    }
                 }
-            }
         });
     }
     padded_memory.trim(kKept);

@@ -20,7 +20,6 @@ namespace {
 
 constexpr int VL = PRUNUS_LANES;
 typedef float Vec __attribute__((vector_size(4 * PRUNUS_LANES), aligned(4), may_alias));
-typedef int32_t IVec __attribute__((vector_size(4 * PRUNUS_LANES), aligned(4), may_alias));
 constexpr int kVectors = VL >= 8 ? kWidest / VL : 8;  // of the widest panel: as many accumulators
 constexpr int kPanel = kVectors * VL;
 
@@ -212,105 +211,30 @@ void sized(const Matrix &m, int64_t block, int64_t t, int rows, const Panel &p, 
     }
 }
 
-void multiply(const Matrix &m, int64_t block, const Panel *panels, int32_t count, float *out) {
-    const int64_t tiles = (m.cols + m.tile - 1) / m.tile;
-    const int rows = int(m.rows - block * kRows < kRows ? m.rows - block * kRows : kRows);
-    memset(out, 0, sizeof(float) * kRows * kWidest * count);
+void multiply(const Matrix &m, int64_t block, int64_t end, const Panel *panels, int32_t count, float *out) {
+    const int64_t tiles = (m.cols + m.tile - 1) / m.tile, size = kRows * kWidest, blocks = end - block;
+    memset(out, 0, sizeof(float) * size_t(size * blocks * count));
     for (int64_t t = 0; t < tiles; t++)
-        for (int32_t i = 0; i < count; i++) {
-            float *to = out + int64_t(i) * kRows * kWidest;
-            if (m.half) sized<uint16_t>(m, block, t, rows, panels[i], to);
-            else sized<float>(m, block, t, rows, panels[i], to);
-        }
-    for (int32_t i = 0; i < count; i++) {
-        const Panel &p = panels[i];
-        float *to = out + int64_t(i) * kRows * kWidest;
-        if (p.special)
-            absent(m, block, rows, [&](int r, int64_t k) {
+        for (int32_t i = 0; i < count; i++)
+            for (int64_t b = block; b < end; b++) {
+                const int rows = int(m.rows - b * kRows < kRows ? m.rows - b * kRows : kRows);
+                float *to = out + (i * blocks + b - block) * size;
+                if (m.half) sized<uint16_t>(m, b, t, rows, panels[i], to);
+                else sized<float>(m, b, t, rows, panels[i], to);
+            }
+    for (int32_t i = 0; i < count; i++)
+        for (int64_t b = block; panels[i].special && b < end; b++) {
+            const Panel &p = panels[i];
+            float *to = out + (i * blocks + b - block) * size;
+            const int rows = int(m.rows - b * kRows < kRows ? m.rows - b * kRows : kRows);
+            absent(m, b, rows, [&](int r, int64_t k) {
                 const float *x = p.data + (p.table ? p.table[k] : k * p.width);
                 for (int j = 0; j < p.width; j++) to[r * kWidest + j] += 0.0f * x[j];
             });
-    }
-}
-
-// ---- one vector ----------------------------------------------------------------------------------------------------
-
-INLINE float total(Vec v) {
-    float s = 0;
-    for (int i = 0; i < VL; i++) s += v[i];
-    return s;
-}
-
-template <class V, class I>
-void single_lists(const Matrix &m, int64_t slot, int rows, const float *x, float *out) {
-    const V *v = static_cast<const V *>(m.values) + m.starts[slot];
-    const I *index = reinterpret_cast<const I *>(m.index) + m.starts[slot];
-    const I *counts = reinterpret_cast<const I *>(m.counts) + slot * kRows;
-    for (int r = 0; r < rows; r++) {
-        const int n = counts[r];
-        float s[8] = {};
-        int j = 0;
-        for (; j + 8 <= n; j += 8)
-            for (int i = 0; i < 8; i++) s[i] += widened(v[j + i]) * x[index[j + i]];
-        for (; j < n; j++) s[0] += widened(v[j]) * x[index[j]];
-        out[r] += ((s[0] + s[1]) + (s[2] + s[3])) + ((s[4] + s[5]) + (s[6] + s[7]));
-        v += n;
-        index += n;
-    }
-}
-
-template <class V, class I, int R>
-void single_blocks(const Matrix &m, int64_t slot, int rows, const float *x, float *out) {
-    const V *v = static_cast<const V *>(m.values) + m.starts[slot] * R;
-    const I *index = reinterpret_cast<const I *>(m.index) + m.starts[slot];
-    const I *counts = reinterpret_cast<const I *>(m.counts) + slot * (kRows / R);
-    for (int g = 0; g * R < rows; g++) {
-        const int n = counts[g];
-        float s[4][R] = {};
-        int j = 0;
-        for (; j + 4 <= n; j += 4)
-            for (int u = 0; u < 4; u++)
-                for (int r = 0; r < R; r++) s[u][r] += widened(v[(j + u) * R + r]) * x[index[j + u]];
-        for (; j < n; j++)
-            for (int r = 0; r < R; r++) s[0][r] += widened(v[j * R + r]) * x[index[j]];
-        for (int r = 0; r < R; r++) out[g * R + r] += (s[0][r] + s[1][r]) + (s[2][r] + s[3][r]);
-        v += int64_t(n) * R;
-        index += n;
-    }
-}
-
-template <class V>
-void single_bits(const Matrix &m, int64_t slot, int rows, const float *x, float *out) {
-    const V *v = static_cast<const V *>(m.values) + m.starts[slot];
-    const int bytes = m.tile / 8;
-    const uint8_t *mask = m.index + slot * kRows * bytes;
-    for (int r = 0; r < rows; r++, mask += bytes) {
-        float s[4] = {};
-        for (int b = 0; b < bytes; b += 8) {
-            uint64_t left;
-            memcpy(&left, mask + b, 8);
-            for (int u = 0; left; left &= left - 1, u = (u + 1) & 3)
-                s[u] += widened(*v++) * x[b * 8 + __builtin_ctzll(left)];
         }
-        out[r] += (s[0] + s[1]) + (s[2] + s[3]);
-    }
 }
 
-template <class V, class I>
-void single_blocks_of(const Matrix &m, int64_t slot, int rows, const float *x, float *out) {
-    if (m.block == 4) single_blocks<V, I, 4>(m, slot, rows, x, out);
-    else if (m.block == 8) single_blocks<V, I, 8>(m, slot, rows, x, out);
-    else single_blocks<V, I, 16>(m, slot, rows, x, out);
-}
-
-template <class V>
-void single_of(const Matrix &m, int64_t slot, int rows, const float *x, float *out) {
-    if (m.layout == kBits) single_bits<V>(m, slot, rows, x, out);
-    else if (m.layout == kBlocks && m.wide) single_blocks_of<V, uint16_t>(m, slot, rows, x, out);
-    else if (m.layout == kBlocks) single_blocks_of<V, uint8_t>(m, slot, rows, x, out);
-    else if (m.wide) single_lists<V, uint16_t>(m, slot, rows, x, out);
-    else single_lists<V, uint8_t>(m, slot, rows, x, out);
-}
+#include "single.hpp"
 
 void single(const Matrix &m, int64_t block, const float *x, int32_t special, float *out) {
     const int64_t tiles = (m.cols + m.tile - 1) / m.tile;
@@ -323,96 +247,7 @@ void single(const Matrix &m, int64_t block, const float *x, int32_t special, flo
     if (special) absent(m, block, rows, [&](int r, int64_t k) { out[r] += 0.0f * x[k]; });
 }
 
-// ---- around the product --------------------------------------------------------------------------------------------
-
-template <class T>
-int32_t turned(const T *x, int64_t stride, int32_t tokens, int64_t from, int64_t to, int32_t width, float *panel) {
-    float bad = 0;
-    for (int64_t k = from; k < to; k += 8) {
-        const int64_t end = k + 8 < to ? k + 8 : to;
-        for (int32_t t = 0; t < tokens; t++)
-            for (int64_t i = k; i < end; i++) {
-                const float f = widened(x[t * stride + i]);
-                bad += f * 0.0f;
-                panel[i * width + t] = f;
-            }
-        for (int32_t t = tokens; t < width; t++)
-            for (int64_t i = k; i < end; i++) panel[i * width + t] = 0;
-    }
-    return is_special(bad);
-}
-
-int32_t turn(const void *x, int32_t half, int64_t stride, int32_t tokens, int64_t from, int64_t to, int32_t width,
-             float *panel) {
-    if (half) return turned(static_cast<const uint16_t *>(x), stride, tokens, from, to, width, panel);
-    return turned(static_cast<const float *>(x), stride, tokens, from, to, width, panel);
-}
-
-int32_t widen(const void *from, int32_t half, int64_t count, float *to) {
-    const uint16_t *h = static_cast<const uint16_t *>(from);
-    const float *f = static_cast<const float *>(from);
-    uint32_t most = 0;
-    if (half)
-        for (int64_t i = 0; i < count; i++) {
-            to[i] = widened(h[i]);
-            const uint32_t e = as_bits(to[i]) & 0x7f800000u;
-            most = e > most ? e : most;
-        }
-    else
-        for (int64_t i = 0; i < count; i++) {
-            to[i] = f[i];
-            const uint32_t e = as_bits(to[i]) & 0x7f800000u;
-            most = e > most ? e : most;
-        }
-    return most == 0x7f800000u;
-}
-
-void narrow(const float *from, int64_t count, int32_t half, void *to) {
-    if (!half) {
-        memcpy(to, from, size_t(count) * 4);
-        return;
-    }
-    uint16_t *h = static_cast<uint16_t *>(to);
-    for (int64_t i = 0; i < count; i++) h[i] = rounded(from[i]);
-}
-
-// x/2 (1 + erf(x / sqrt 2)). erf(z) / z as a rational function of z*z, fitted over |z| < 3.92 to 2e-8; beyond it, one.
-INLINE float gelu(float x) {
-    const float z = x * 0.70710678118654752f;
-    const float u = z * z < 15.3664f ? z * z : 15.3664f;
-    const float p = 1.128379146e+00f + u * (1.903990166e-01f + u * (5.274778092e-02f + u * (3.765312514e-03f +
-                    u * (2.848781416e-04f + u * 2.050169885e-06f))));
-    const float q = 1.0f + u * (5.020694772e-01f + u * (1.141060712e-01f + u * (1.496860147e-02f +
-                    u * (1.162466234e-03f + u * 3.809234331e-05f))));
-    float e = z * p / q;
-    e = z > 3.92f ? 1.0f : e;
-    e = z < -3.92f ? -1.0f : e;
-    return 0.5f * x * (1.0f + e);
-}
-
-void finish(float *tile, int32_t rows, int32_t width, const float *bias, int32_t activation) {
-    for (int32_t r = 0; r < rows; r++) {
-        float *row = tile + r * kWidest;
-        if (bias)
-            for (int32_t i = 0; i < width; i++) row[i] += bias[r];
-        if (activation == kRelu)
-            for (int32_t i = 0; i < width; i++) row[i] = row[i] < 0.0f ? 0.0f : row[i];
-        if (activation == kGelu)
-            for (int32_t i = 0; i < width; i++) row[i] = gelu(row[i]);
-    }
-}
-
-void store(const float *tile, int32_t rows, int32_t tokens, int32_t half, int64_t stride, void *y) {
-    for (int32_t first = 0; first < rows; first += 8) {
-        const int32_t end = first + 8 < rows ? first + 8 : rows;
-        for (int32_t t = 0; t < tokens; t++)
-            for (int32_t r = first; r < end; r++) {
-                const float f = tile[r * kWidest + t];
-                if (half) static_cast<uint16_t *>(y)[t * stride + r] = rounded(f);
-                else static_cast<float *>(y)[t * stride + r] = f;
-            }
-    }
-}
+#include "around.hpp"
 
 const Level kLevel = {PRUNUS_TEXT(PRUNUS_LEVEL), VL, kPanel, multiply, single, turn, widen, finish, store, narrow};
 

@@ -7,7 +7,7 @@
 namespace prunus {
 namespace {
 
-constexpr int kTogether = 4;                 // panels that a tile meets while it is in the cache
+constexpr int kTogether = 2;                 // panels that a tile meets while it is in the cache
 constexpr int64_t kMostPacked = 4 << 20;     // floats of panels at a time
 constexpr int64_t kTurned = 512;             // columns of a panel that a task packs
 constexpr int64_t kKept = 16 << 20;          // floats that a thread keeps for its next call
@@ -72,20 +72,22 @@ void linear(const Matrix &m, const void *x, int32_t half, int64_t tokens, const 
         });
         for (int64_t i = 0; i < count; i++) here[i].special = special[i];
         const int64_t groups = (count + kTogether - 1) / kTogether;
-        each(threads, blocks * groups, [&](int64_t task) {
-            const int64_t block = task % blocks, group = task / blocks * kTogether;
+        const int64_t tall = blocks_together(blocks, groups, threads), stacks = (blocks + tall - 1) / tall;
+        each(threads, stacks * groups, [&](int64_t task) {
+            const int64_t block = task % stacks * tall, end = std::min(blocks, block + tall);
+            const int64_t group = task / stacks * kTogether;
             const int32_t n = int32_t(std::min<int64_t>(kTogether, count - group));
-            float *out = tile_memory.floats(kTogether * kRows * kWidest);
-            const int rows = int(std::min<int64_t>(kRows, m.rows - block * kRows));
-            l.multiply(m, block, here + group, n, out);
-            for (int32_t i = 0; i < n; i++) {
-                const int64_t t = first[from + group + i];
-                const int64_t there = std::min<int64_t>(here[group + i].width, tokens - t);
-                float *tile = out + int64_t(i) * kRows * kWidest;
-                l.finish(tile, rows, here[group + i].width, e.bias ? e.bias + block * kRows : nullptr, e.activation);
-                char *to = static_cast<char *>(y) + (t * m.rows + block * kRows) * (e.half ? 2 : 4);
-                l.store(tile, rows, int32_t(there), e.half, m.rows, to);
-            }
+            float *tile = tile_memory.floats(kTogether * tall * kRows * kWidest);
+            l.multiply(m, block, end, here + group, n, tile);
+            for (int32_t i = 0; i < n; i++)
+                for (int64_t b = block; b < end; b++, tile += kRows * kWidest) {
+                    const int64_t t = first[from + group + i];
+                    const int64_t there = std::min<int64_t>(here[group + i].width, tokens - t);
+                    const int rows = int(std::min<int64_t>(kRows, m.rows - b * kRows));
+                    l.finish(tile, rows, here[group + i].width, e.bias ? e.bias + b * kRows : nullptr, e.activation);
+                    char *to = static_cast<char *>(y) + (t * m.rows + b * kRows) * (e.half ? 2 : 4);
+                    l.store(tile, rows, int32_t(there), e.half, m.rows, to);
+                }
         });
     }
     packed_memory.trim(kKept);

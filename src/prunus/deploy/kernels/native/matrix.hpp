@@ -43,8 +43,8 @@ struct Level {
     const char *name;
     int32_t lanes;
     int32_t widest;
-    // out[panel][row of the block][kWidest] = the block times each panel
-    void (*multiply)(const Matrix &, int64_t block, const Panel *, int32_t panels, float *out);
+    // out[panel][row][kWidest] = the row blocks from `block` to `end` times each panel
+    void (*multiply)(const Matrix &, int64_t block, int64_t end, const Panel *, int32_t panels, float *out);
     // out[row of the block] = the block times one vector; x is readable and zero up to the end of the last tile
     void (*single)(const Matrix &, int64_t block, const float *x, int32_t special, float *out);
     // panel[k][width] of x[tokens][cols] for k in [from, to); tokens that are missing become zero; whether all finite
