@@ -131,7 +131,8 @@ def checkup(
     sparsities, batches = (QUICK_SPARSITIES, QUICK_BATCHES) if quick else (SPARSITIES, BATCHES)
     asked = [(p, s, b) for p in BLOCKS for s in sparsities for b in batches] + [("2:4", 0.5, b) for b in batches]
     runtimes = [n for n in RUNTIMES if _runs(n)]
-    total, done = len(asked) + len(runtimes) + 2, 0
+    counts = list(dict.fromkeys((1, used)))
+    total, done = len(asked) + len(runtimes) + len(counts), 0
 
     def tell() -> None:
         nonlocal done
@@ -140,7 +141,7 @@ def checkup(
             progress(done, total)
 
     limits = []
-    for count in dict.fromkeys((1, used)):
+    for count in counts:
         limits.append(limits_of(count, quick=quick))
         tell()
     cases, rounds = list[Case](), QUICK_ROUNDS if quick else ROUNDS

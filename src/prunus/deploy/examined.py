@@ -68,12 +68,13 @@ def examine(
     """
     folder = Path(folder)
     manifest = read_manifest(folder)
-    problems = []
+    problems = list[str]()
     for read in (lambda: weights_of(folder, manifest), lambda: load_masks(folder)):
         try:
             read()
         except PrunusError as error:
             problems.append(str(error))
+    problems = list(dict.fromkeys(problems))  # masks may be read off the weights
     patterns = found_in(manifest)
     cases = [] if problems else list(_cases(patterns, batches, threads, size))
     odd = tuple(odd_widths(manifest))
