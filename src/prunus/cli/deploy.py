@@ -128,7 +128,7 @@ def shown(found: Deployment, network: str) -> Analysis:
     return Analysis(
         name="deploy",
         title=f"{network} on the runtimes of this machine",
-        source="",
+        source="docs/deployment.md says what each column is.",
         says=found.says,
         tables=tuple(tables),
         plots=(),
