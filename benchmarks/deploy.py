@@ -185,6 +185,10 @@ def page(kept: dict[str, Any]) -> str:
             lines.append(
                 f"| {name} | {share:.0%} | {TARGETS[share]} | {best['efficiency']:.2f} | {best['runtime']} | {met} |"
             )
+    seen = {(r["network"], r["runtime"]) for r in rows}
+    absent = [f"{n} in {r}" for n in NETWORKS for r in RUNTIMES if (n, r) not in seen]
+    if absent:
+        lines += ["", f"Not measured yet: {', '.join(absent)}."]
     return "\n".join(lines) + "\n"
 
 
