@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import gc
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -111,6 +112,12 @@ def test_measured_on_this_machine() -> None:
         assert (layer.form is not None) == fast and (layer.why == "") == fast
     torch.testing.assert_close(out(found.model, x), out(model, x), rtol=1e-4, atol=1e-5)
     assert (found.ratio is not None) == bool(found.packed)
+
+
+def test_the_garbage_collector_is_as_before() -> None:
+    assert gc.get_freeze_count() == 0
+    packed()
+    assert gc.isenabled() and gc.get_freeze_count() == 0
 
 
 def fake_times(monkeypatch: pytest.MonkeyPatch, times: dict[str, float]) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 import torch
@@ -162,6 +164,23 @@ def turns(calls: Mapping[str, Callable[[], object]], runs: int) -> dict[str, lis
         return (clock() - start) / 1e6
 
     return interleaved(calls, warmup=1, runs=runs, min_seconds=0.0, clocks=dict.fromkeys(calls, timed))
+
+
+@contextmanager
+def settled() -> Iterator[None]:
+    """What is in memory by now is no business of the garbage collector meanwhile, which `turns` calls before each time.
+
+    With some libraries loaded a collection takes longer than timing a layer does.
+    """
+    if gc.get_freeze_count():  # the user has frozen objects, and thawing is all or nothing
+        yield
+        return
+    gc.collect()
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
 
 
 def _called(module: nn.Module, x: Tensor) -> Tensor:

@@ -64,8 +64,9 @@ class PackedLayer(nn.Module):
         super().__init__()
         self.site, self.form, self.shape = site, packed.form, packed.shape
         self.training = False
+        taken = {*vars(self), *dir(type(self)), *_PARTS, "bias", "unfolded", "own_bias"}
         for name, value in vars(original).items():
-            if not name.startswith("_") and type(value) in _PLAIN and name != "training":
+            if not name.startswith("_") and type(value) in _PLAIN and name not in taken:
                 setattr(self, name, value)  # `in_features`, `stride`: what other code may ask for
         shell = copy.copy(original)
         shell._parameters = dict.fromkeys(original._parameters)

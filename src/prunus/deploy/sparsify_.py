@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from prunus.core.errors import DataError, PrunusError, SpecError, VerificationError, listed
-from prunus.core.task import Example
+from prunus.core.task import Example, as_call
 from prunus.deploy import kernels
-from prunus.deploy.sparse_choice import TOLERANCE, Layer, Terms, Way, choose, follow, turns
+from prunus.deploy.sparse_choice import TOLERANCE, Layer, Terms, Way, choose, follow, settled, turns
 from prunus.deploy.sparse_modules import DrawnIn, PackedLayer, tensors_of
 from prunus.deploy.sparse_record import LayerRecord, Sparsified
 from prunus.deploy.sparse_trace import Site, read, zeros
@@ -94,7 +94,7 @@ def sparsify_(
     _check(model, margin, least, dtype, runs)
     terms = Terms(margin, tol, runs)
     wanted = None if like is None else _wanted(like)
-    with threads_of(threads) as used:
+    with threads_of(threads) as used, settled():
         reading = read(model, example, least, wanted or ())
         named = dict(model.named_modules())
         sites = {path: site for path, site in reading.sites.items() if not _matches(path, exclude)}
@@ -284,10 +284,12 @@ def _proved(
 def _timed(model: nn.Module, example: Example | Tensor, swaps: Sequence[_Swap], runs: int) -> dict[str, list[float]]:
     """Milliseconds of the whole model, dense and packed in turns."""
 
+    args, kwargs = as_call(example)
+
     def timed(packed: bool) -> Callable[[], object]:
         def run() -> object:
             _place(swaps, packed=packed)
-            return call(model, example)
+            return model(*args, **kwargs)
 
         return run
 
