@@ -177,6 +177,7 @@ def prune(
             _plan(setup, recipe, budget, steps, out, json)
         return
     from prunus.deploy.files import save
+    from prunus.deploy.manifest import read_manifest
     from prunus.lab.experiment import run, timed
     from prunus.lab.facts import dataset_facts, environment, network_facts, now
     from prunus.report.records import Report
@@ -201,13 +202,27 @@ def prune(
     )
     assert trial.result is not None
     texts = {"report.html": report.html(), "report.md": report.markdown(), "report.json": report.to_json()}
-    save(trial.result, out, notes=setup.notes(records[0].accuracy_after or 0.0), texts=texts)
+    source = setup.source(recipe)
+    save(
+        trial.result,
+        out,
+        parent=source,
+        metrics={"test_accuracy": (records[0].accuracy_before, records[0].accuracy_after)},
+        notes=setup.notes(records[0].accuracy_after or 0.0),
+        texts=texts,
+    )
+    sizes = read_manifest(out).sizes
+    assert sizes is not None
     if json:
         emit(report.model_dump(mode="json"))
         return
     print_table(report, console())
     if setup.initial is not None:
         say(UNTRAINED)
+    say(
+        f"weights: {sizes.stored:,} bytes stored, {sizes.dense:,} dense; the entropy bound of what is left is "
+        f"{sizes.bound:,}"
+    )
     say(f"written: {out} (in Python: prunus.load({str(out)!r}, factory)), {out / 'report.html'}")
 
 

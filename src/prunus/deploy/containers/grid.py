@@ -121,8 +121,7 @@ def reduced(found: Bools, block: Block) -> Bools:
     if wide > 1:
         found = _any_of(found.reshape(len(found), -1, wide))
     if high > 1:
-        tall: Bools = found.reshape(-1, high, found.shape[1]).any(axis=1)
-        return tall
+        return np.asarray(found.reshape(-1, high, found.shape[1]).any(axis=1), dtype=np.bool_)
     return found
 
 
@@ -130,8 +129,7 @@ def _any_of(found: Bools) -> Bools:
     """Whether there is a True along the last axis."""
     wide = found.shape[-1]
     if wide > 64:
-        whole: Bools = found.any(axis=-1)
-        return whole
+        return np.asarray(found.any(axis=-1), dtype=np.bool_)
     joined = found[..., 0].copy()  # numpy is slow where the axis that it reduces is short
     for i in range(1, wide):
         joined |= found[..., i]
