@@ -150,9 +150,9 @@ def page(rows: list[dict[str, Any]], size: int, stream: dict[str, Any] | None) -
         "",
         "<!-- Written by `python benchmarks/files.py --markdown`; run that instead of editing. -->",
         "",
-        f"A {size} x {size} matrix of random values at random places of each pattern: the container that is chosen, its bytes",
-        "over those of the dense matrix, and over the entropy bound of pattern and values. The header of the file, some 80",
-        "bytes for each stream, is not counted.",
+        f"A {size} x {size} matrix of random values at random places of each pattern: the container that is chosen,",
+        "its bytes over those of the dense matrix, and over the entropy bound of pattern and values. The header of the",
+        "file, some 80 bytes for each stream, is not counted.",
         "",
         "| Pattern | Type | Container | Of dense | Of the bound |",
         "| :--- | :--- | :--- | ---: | ---: |",
@@ -164,8 +164,8 @@ def page(rows: list[dict[str, Any]], size: int, stream: dict[str, Any] | None) -
         lines += [
             "",
             f"{stream['tensors']} tensors of {stream['dense'] / 1e9:.2f} GB in the shapes of a model of seven billion",
-            f"weights, bfloat16, half of them zero, each made when it is asked for: {stream['stored'] / 1e9:.2f} GB are",
-            f"written, {stream['stored'] / stream['bound']:.3f} of the bound. The resident size rises by",
+            f"weights, bfloat16, half of them zero, each made when it is asked for:",
+            f"{stream['stored'] / 1e9:.2f} GB are written, {stream['stored'] / stream['bound']:.3f} of the bound. The resident size rises by",
             f"{stream['peak'] / 1e6:.0f} MB at most, {stream['in_largest']:.2f} of the largest tensor.",
         ]
     return "\n".join(lines) + "\n"
