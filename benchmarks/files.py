@@ -166,7 +166,8 @@ def page(rows: list[dict[str, Any]], size: int, stream: dict[str, Any] | None) -
             f"{stream['tensors']} tensors of {stream['dense'] / 1e9:.2f} GB in the shapes of a model of seven billion",
             "weights, bfloat16, half of them zero, each made when it is asked for:",
             f"{stream['stored'] / 1e9:.2f} GB are written, {stream['stored'] / stream['bound']:.3f} of the bound.",
-            f"The resident size rises by {stream['peak'] / 1e6:.0f} MB at most, {stream['in_largest']:.2f} of the largest tensor.",
+            f"The resident size rises by {stream['peak'] / 1e6:.0f} MB at most,",
+            f"{stream['in_largest']:.2f} of the largest tensor.",
         ]
     return "\n".join(lines) + "\n"
 
