@@ -8,6 +8,7 @@ from torch import nn
 
 from prunus.core.errors import SpecError
 from prunus.deploy import flush_denormals_
+from prunus.deploy.denormals import arithmetic_kept
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
@@ -36,6 +37,18 @@ def test_they_are_seen_where_arithmetic_takes_them_as_zero() -> None:
     finally:
         torch.set_flush_denormal(False)
     assert not layer.weight.view(torch.int32).any()
+
+
+@pytest.mark.parametrize("before", [False, True])
+def test_arithmetic_is_as_it_was_whatever_a_library_sets(before: bool) -> None:
+    if not torch.set_flush_denormal(before):
+        pytest.skip("this processor has no such mode")
+    try:
+        with arithmetic_kept():
+            torch.set_flush_denormal(not before)
+        assert bool((torch.full((1,), 1e-38) * 1e-2 == 0).item()) == before
+    finally:
+        torch.set_flush_denormal(False)
 
 
 def test_small_numbers_of_half_precision_stay() -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from torch import Tensor, nn
 
@@ -29,6 +32,16 @@ def flush_denormals_(model: nn.Module) -> dict[str, int]:
                 tensor.masked_fill_(tiny, 0)
             found[name] = count
     return found
+
+
+@contextmanager
+def arithmetic_kept() -> Iterator[None]:
+    """This thread computes with denormal numbers afterwards as it did before, whatever a library sets inside."""
+    flushed = bool((torch.full((1,), torch.finfo(torch.float32).tiny) * 0.25 == 0).item())
+    try:
+        yield
+    finally:
+        torch.set_flush_denormal(flushed)
 
 
 # Sign and fraction are masked apart in the bits: arithmetic may take such numbers as zero already. float16 is left out:
