@@ -25,7 +25,6 @@ from prunus.deploy.runtimes.base import Subject, output_tensors, subject_call
 from prunus.graph.running import FAILURES, call, quiet, unwrap
 from prunus.graph.verify import largest_difference
 
-Target = Literal["onnx", "openvino", "torch", "executorch"]
 SUFFIXES: dict[str, str] = {"onnx": ".onnx", "openvino": ".xml", "torch": ".pt2", "executorch": ".pte"}
 TOLERANCE = {"float32": 1e-4, "int8": 1.0}
 
@@ -59,7 +58,7 @@ def export(
     model: nn.Module,
     example: Example | Tensor,
     path: str | Path,
-    to: Target = "onnx",
+    to: str = "onnx",
     *,
     precision: Literal["float32", "int8"] = "float32",
     calib: Sequence[Example | Tensor] = (),
