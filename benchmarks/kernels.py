@@ -65,19 +65,24 @@ static double now() {  // seconds of this thread, whatever else the machine does
     clock_gettime(CLOCK_THREAD_CPUTIME_ID, &t);
     return double(t.tv_sec) + 1e-9 * double(t.tv_nsec);
 }
+// By name: an array would live in memory and the loop would wait for it.
+#define EACH(DO) DO(a) DO(b) DO(c) DO(d) DO(e) DO(f) DO(g) DO(h) DO(i) DO(j)
+#define MADE(v) V v = x;
+#define STEP(v) v = v * x + y;
+#define KEPT(v) asm volatile("" : KIND(v));
 extern "C" double flops() {
-    V a[10], x = {}, y = {};
-    for (int i = 0; i < LANES; i++) x[i] = 0.999f, y[i] = 1e-3f;
-    for (auto &v : a) v = x;
+    V x = {}, y = {};
+    for (int k = 0; k < LANES; k++) x[k] = 0.999f, y[k] = 1e-3f;
+    EACH(MADE)
     double best = 0;
-    for (int r = 0; r < 40; r++) {
+    for (int round = 0; round < 40; round++) {
         double t = now();
-        for (int j = 0; j < 200000; j++) {
-            for (auto &v : a) v = v * x + y;
-            for (auto &v : a) asm volatile("" : KIND(v));
+        for (int k = 0; k < 200000; k++) {
+            EACH(STEP)
+            EACH(KEPT)
         }
-        double f = 2.0 * LANES * 10 * 200000 / (now() - t);
-        best = f > best ? f : best;
+        double found = 2.0 * LANES * 10 * 200000 / (now() - t);
+        best = found > best ? found : best;
     }
     return best;
 }
