@@ -19,9 +19,15 @@ struct Run {
     int64_t output;
 };
 
+// Tokens that see neighbours: `count` from `token` on, the first of them at `source` in the padded plane of channel 0.
+struct Piece {
+    int32_t token, count;
+    int64_t source;
+};
+
 struct Place {
-    int64_t source;              // flat: of the first token, in the padded plane of channel 0
-    std::vector<int64_t> from;   // gathered: of each token
+    int64_t source;             // flat: of the first token, in the padded plane of channel 0
+    std::vector<Piece> pieces;  // gathered: where the tokens come from
     std::vector<Run> runs;
     int32_t width;
 };
@@ -69,7 +75,11 @@ void place_gathered(Plan &p, const Level &l) {
         Place place{0, {}, {}, size};
         for (int64_t t = 0; t < size && at + t < total; t++) {
             const int64_t n = (at + t) / each, y = (at + t) % each / p.ow, x = (at + t) % p.ow;
-            place.from.push_back(n * p.c.channels * p.plane + y * p.c.stride_h * p.width + x * p.c.stride_w);
+            const int64_t from = n * p.c.channels * p.plane + y * p.c.stride_h * p.width + x * p.c.stride_w;
+            if (!place.pieces.empty() && place.pieces.back().source + place.pieces.back().count == from)
+                place.pieces.back().count++;
+            else
+                place.pieces.push_back({int32_t(t), 1, from});
             if (place.runs.empty() || (at + t) % each == 0) place.runs.push_back({int32_t(t), 0, at + t});
             place.runs.back().count++;
         }
@@ -111,11 +121,21 @@ void fill(const Plan &p, const Place &place, const float *padded, float *panel) 
                 std::memcpy(panel, padded + place.source + i * p.plane + y * p.c.dilation_h * p.width, bytes);
         return;
     }
-    const size_t there = place.from.size();
-    for (const int64_t offset : p.offset) {
-        for (size_t t = 0; t < there; t++) panel[t] = padded[place.from[t] + offset];
-        for (size_t t = there; t < size_t(place.width); t++) panel[t] = 0;
-        panel += place.width;
+    const Piece &end = place.pieces.back();
+    const int32_t there = end.token + end.count;
+    const size_t columns = p.offset.size();
+    for (size_t k = 0; k < columns; k++, panel += place.width) {
+        const float *from = padded + p.offset[k];
+        if (end.token + 1 == there || k + 1 == columns) {
+            for (const Piece &one : place.pieces)
+                for (int32_t t = 0; t < one.count; t++) panel[one.token + t] = from[one.source + t];
+        } else {
+            // By eights: what is too much is written over by the next piece, or by the next column.
+            for (const Piece &one : place.pieces)
+                for (int32_t t = 0; t < one.count; t += 8)
+                    std::memcpy(panel + one.token + t, from + one.source + t, 8 * sizeof(float));
+        }
+        for (int32_t t = there; t < place.width; t++) panel[t] = 0;
     }
 }
 
