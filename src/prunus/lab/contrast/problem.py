@@ -74,7 +74,8 @@ class Problem(BaseModel):
 
     def dataset(self) -> Dataset:
         """The data, read once per process."""
-        return _smaller(self.data, self.classes, self.side())
+        side = self.side()
+        return _dataset(self.data, self.classes) if side is None else _smaller(self.data, self.classes, side)
 
     def side(self) -> int | None:
         """The side of images that are made smaller; None where they are as they are."""
@@ -240,11 +241,9 @@ def _side(problem: str, share: float) -> tuple[int, float]:
 
 
 @cache
-def _smaller(name: str, classes: tuple[float, float], side: int | None) -> Dataset:
+def _smaller(name: str, classes: tuple[float, float], side: int) -> Dataset:
     """A data set with smaller images; every pixel is the mean of the area that it stands for."""
     found = _dataset(name, classes)
-    if side is None:
-        return found
 
     def part(split: Split) -> Split:
         # In pieces: the images as float32 would be four times as large.
