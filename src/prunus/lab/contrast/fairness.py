@@ -28,7 +28,10 @@ def with_baselines(contrast: Contrast) -> Contrast:
     added = [
         Arm(name="dense", recipe=None, training="full"),
         Arm(name="dense, trained longer", recipe=None, training="both"),
-        *(arm(f"random {kind}", "random", granularity=g) for kind, g in _granularities(a for a in own if not a.baseline)),
+        *(
+            arm(f"random {kind}", "random", granularity=g)
+            for kind, g in _granularities(a for a in own if not a.baseline)
+        ),
         arm("magnitude across layers", "magnitude"),
         arm("magnitude by layer", "magnitude_uniform"),
         *_same_shares(own),
