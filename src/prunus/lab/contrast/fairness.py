@@ -24,14 +24,11 @@ def with_baselines(contrast: Contrast) -> Contrast:
     layer shares. Arms that do the same are not added twice, whatever they are called. Where arms start from dense
     networks of an edited problem, these are trained aside.
     """
-    own = list(contrast.arms)
+    own, asked = list(contrast.arms), [a for a in contrast.arms if not a.baseline]
     added = [
         Arm(name="dense", recipe=None, training="full"),
         Arm(name="dense, trained longer", recipe=None, training="both"),
-        *(
-            arm(f"random {kind}", "random", granularity=g)
-            for kind, g in _granularities(a for a in own if not a.baseline)
-        ),
+        *(arm(f"random {kind}", "random", granularity=g) for kind, g in _granularities(asked)),
         arm("magnitude across layers", "magnitude"),
         arm("magnitude by layer", "magnitude_uniform"),
         *_same_shares(own),
