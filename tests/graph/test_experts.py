@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 import prunus
@@ -18,6 +19,7 @@ from prunus.graph import compact, compact_optimizer, masked_, replay_, verify
 from prunus.graph.mixture.experts import experts
 from prunus.graph.mixture.group import ExpertGroup
 from prunus.graph.verify import outputs, reference
+from prunus.graph.wide import Wide
 from prunus.parts.granularity import Expert
 from tests.graph.mixtures import (
     EXPERTS,
@@ -348,3 +350,16 @@ def test_a_folder_of_transformers_says_how_many(name: str, setting: dict[str, in
     assert saved.uniform and saved.changed == {"num_local_experts": (4, 2)}
     back = kind.from_pretrained(tmp_path / "folder").eval()
     torch.testing.assert_close(back(**task.example).logits, result.compact()(**task.example).logits)
+
+
+@pytest.mark.parametrize("sizes", [(3, 0, 4), (0, 0, 5), (2, 2, 0)])
+def test_rows_times_a_stack_in_float64(sizes: tuple[int, ...]) -> None:
+    """PyTorch's product is for float32 and less; in a proof it is done one matrix at a time."""
+    torch.manual_seed(0)
+    rows, stack = torch.randn(sum(sizes), 8), torch.randn(len(sizes), 4, 8).mT
+    offs = torch.tensor(sizes).cumsum(0).to(torch.int32)
+    expected = F.grouped_mm(rows, stack, offs=offs)
+    with Wide():
+        found = F.grouped_mm(rows.double(), stack.double(), offs=offs)
+    assert found.dtype == torch.float64
+    torch.testing.assert_close(found.float(), expected)

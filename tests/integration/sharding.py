@@ -63,7 +63,7 @@ class Net(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = torch.relu(self.second(torch.relu(self.norm(self.first(x)))))
         x = torch.tanh(self.third(x))
-        return x + 0.1 * self.last(x)
+        return x * (1 + 0.1 * self.last(x))  # added alike to every class it would have no gradient
 
 
 def batch_at(step: int, rank: int | None = None) -> toys.Batch:
