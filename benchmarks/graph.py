@@ -37,27 +37,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from vision import define_missing
 
 from prunus.graph import compact, trace
 
 VISION = ("resnet50", "vit_b_16", "convnext_tiny", "swin_t", "densenet121")
 LLAMA = {"llama_7b": 32, "llama_7b_gqa": 8}  # with so many key-value heads
 OTHER = "torch_pruning"
-
-
-def operators() -> Any:
-    """Let torchvision be imported beside a torch whose ABI its compiled operators do not fit; keep what is returned."""
-    found = importlib.util.find_spec("torchvision")
-    for compiled in sorted(Path(found.origin or "").parent.glob("_C*.so")) if found else ():
-        try:
-            torch.ops.load_library(compiled)
-        except OSError:
-            continue
-        return None
-    library = torch.library.Library("torchvision", "DEF")
-    library.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-    library.define("qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-    return library
 
 
 def vision(name: str) -> tuple[nn.Module, Tensor]:
@@ -262,7 +248,7 @@ def main() -> None:
     torch.set_num_threads(given.threads)
     if given.job:
         warnings.simplefilter("ignore")
-        _kept = operators()  # transformers imports torchvision too
+        define_missing()  # transformers imports torchvision too
         jobs: dict[str, Callable[[str], dict[str, Any]]] = {
             "theirs": try_theirs,
             "memory": memory,

@@ -42,6 +42,7 @@ import torch
 from llm_models import ENCODER, LM, PACKAGE, QUICK, Decoder, Encoder, Judged, Size, fingerprint, packaged
 from llm_published import published
 from torch import nn
+from vision import define_missing
 
 import prunus
 from prunus import Recipe, Task, methods
@@ -382,6 +383,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--minutes", type=float, default=math.inf, help="begin no run after these")
     given = parser.parse_args(arguments)
+    define_missing()  # transformers imports torchvision
     size = QUICK if given.quick else Size()
     if given.quick and given.table == TABLE:
         parser.error("--quick needs a --table of its own")

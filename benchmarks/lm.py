@@ -31,6 +31,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from vision import define_missing
 
 from prunus import measure
 from prunus.core.errors import DataError, require
@@ -266,6 +267,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--threads", type=int, default=None, help="of PyTorch; its own choice when left out")
     parser.add_argument("--quick", action="store_true", help="a tiny one, to see that it works")
     given = parser.parse_args(arguments)
+    define_missing()  # transformers imports torchvision
     if given.threads is not None:
         torch.set_num_threads(given.threads)
     if given.train:
