@@ -16,7 +16,7 @@ from prunus.core.task import Task
 from prunus.engine.score import make_sources, rate
 from prunus.parts import criteria
 from prunus.parts.allocation import CostPenalized, GlobalRanking
-from prunus.parts.allocation.ranking import normalized
+from prunus.parts.allocation.together import normalized
 from prunus.parts.granularity import Channel, Head
 from tests.contract.models import CASES
 from tests.oracle.test_activations import Attention, Batch, inputs_of, loss_of, made

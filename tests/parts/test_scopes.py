@@ -16,8 +16,8 @@ from prunus.core.groups import Group, Member
 from prunus.core.part import Masks
 from prunus.parts.allocation import GlobalRanking, Isomorphic, Uniform
 from prunus.parts.allocation.isomorphic import form
-from prunus.parts.allocation.ranking import Normalize, normalized
 from prunus.parts.allocation.selection import Rounding, kept
+from prunus.parts.allocation.together import Normalize, normalized
 from tests.parts.conftest import random_scores, space_of
 
 quick = settings(deadline=None, max_examples=60)

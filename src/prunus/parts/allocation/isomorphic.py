@@ -7,8 +7,9 @@ from typing import ClassVar, Literal
 
 from prunus.core.groups import Group, Member
 from prunus.core.part import Allocation, Masks, Scores, Space
-from prunus.parts.allocation.ranking import GlobalRanking, Normalize, check_normalize
+from prunus.parts.allocation.ranking import GlobalRanking
 from prunus.parts.allocation.selection import Rounding
+from prunus.parts.allocation.together import Normalize, check_normalize
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,8 @@ from prunus.core.groups import Group
 from prunus.core.part import Allocation, Masks, Scores, Space
 from prunus.parts.allocation.constraints import best_of, feasible
 from prunus.parts.allocation.dealing import Counts, bounds
-from prunus.parts.allocation.ranking import GlobalRanking, Normalize, normalized
 from prunus.parts.allocation.selection import Rounding, kept
+from prunus.parts.allocation.together import Normalize, best_together, normalized
 from prunus.parts.evidence.cost import UnitCostEvidence
 from prunus.parts.evidence.latency import LayerLatencyEvidence
 
@@ -63,7 +63,7 @@ class LatencyKnapsack(Allocation):
         best = fullest(optima(self, scores, space, cost), bounds(scores, space)[0], total)
         # What is chosen stays whatever its score; the rest of the count goes to the best of the others.
         raised = {n: raised_best(space[n], s, best[n]) for n, s in scores.items()}
-        return GlobalRanking(self.rounding)(raised, density, space)
+        return best_together(raised, density, space, self.rounding)
 
     def line(self, scores: Scores, space: Space, **evidence: Any) -> Callable[[float], Masks]:
         """Share of the capacity -> the most valuable units that fit in it."""

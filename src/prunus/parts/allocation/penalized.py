@@ -9,7 +9,8 @@ from torch import Tensor
 from prunus.core.errors import SpecError
 from prunus.core.evidence import Evidence
 from prunus.core.part import Allocation, Masks, Scores, Space
-from prunus.parts.allocation.ranking import GlobalRanking, Normalize, check_normalize, normalized
+from prunus.parts.allocation.ranking import GlobalRanking
+from prunus.parts.allocation.together import Normalize, check_normalize, normalized
 from prunus.parts.allocation.wrapped import Around
 from prunus.parts.evidence.cost import UnitCostEvidence, UnitCurrency
 

@@ -2,48 +2,19 @@
 
 from dataclasses import dataclass
 from math import prod
-from typing import ClassVar, Literal, get_args
+from typing import ClassVar, Literal
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Int
 from torch import Tensor
 
-from prunus.core.counting import count
 from prunus.core.errors import SpecError
 from prunus.core.part import Allocation, Masks, Scores, Space
 from prunus.core.rows import rows_top_k
-from prunus.parts.allocation.constraints import best_of, check_pattern, protected, respected
-from prunus.parts.allocation.selection import Rounding, kept, top_k
-
-Normalize = Literal["none", "mean", "max", "sum", "l2", "standard"]
-
-
-def normalized(scores: Scores, by: Normalize) -> Scores:
-    """Every group's scores over the mean, largest, sum or l2 norm of their own magnitudes, so that groups can be
-    compared; or ("standard") their distance from their mean in standard deviations (n - 1 in the denominator).
-
-    Pruned units (-inf) are left out of the divisor and stay what they are; a group of zeros stays as it is, one of
-    equal scores becomes zeros where it is standardized. Within a group no order changes. Cost: one float64 copy of the
-    scores, none for "none".
-    """
-    return scores if by == "none" else {name: _normalized(s, by) for name, s in scores.items()}
-
-
-def _normalized(scores: Float[Tensor, "*units"], by: Normalize) -> Float[Tensor, "*units"]:
-    whole = scores.double()
-    there = whole[whole.isfinite()].abs()
-    if not there.numel() or not there.any():
-        return whole
-    if by == "standard":
-        signed = whole[whole.isfinite()]
-        spread = float(signed.std()) if signed.numel() > 1 else 0.0
-        alike = spread <= 1e-12 * float(there.max())  # nothing but round-off
-        return whole.masked_fill(whole.isfinite(), 0.0) if alike else (whole - signed.mean()) / spread
-    if by == "l2":
-        return whole / there.square().sum().sqrt()
-    if by == "sum":
-        return whole / there.sum()
-    return whole / (there.mean() if by == "mean" else there.max())
+from prunus.parts.allocation.constraints import best_of, check_pattern
+from prunus.parts.allocation.knapsack import LatencyKnapsack
+from prunus.parts.allocation.selection import Rounding, kept
+from prunus.parts.allocation.together import Normalize, best_together, check_normalize, normalized
 
 
 @dataclass(frozen=True)
@@ -70,22 +41,10 @@ class GlobalRanking(Allocation):
         check_normalize(self.normalize)
 
     def __call__(self, scores: Scores, density: float, space: Space) -> Masks:
-        if not scores:
-            return {}
-        scores = normalized(scores, self.normalize)
-        guarded = protected(scores, space)
-        k = kept(density, sum(s.numel() for s in scores.values()), self.rounding)
-        masks = dict(zip(scores, top_k(list(guarded.values()), k), strict=True))
-        # at_least outranks the budget where the two contradict: the engine reports the density that came out.
-        for name, mask in masks.items():
-            if count(mask) < min(space[name].at_least, mask.numel()):
-                masks[name] = best_of(space[name], scores[name], space[name].at_least)
-        return respected(scores, masks, space)
+        return best_together(normalized(scores, self.normalize), density, space, self.rounding)
 
     def timed(self, measured: bool) -> Allocation:
         """The most valuable units for the time that they take: the knapsack over the same scores."""
-        from prunus.parts.allocation.knapsack import LatencyKnapsack
-
         return LatencyKnapsack(measured=measured, rounding=self.rounding, normalize=self.normalize)
 
 
@@ -194,9 +153,3 @@ class NofM(Allocation):
             else:
                 masks[name] = rows_top_k(s.reshape(-1, self.m), self.n).reshape(s.shape)
         return masks
-
-
-def check_normalize(by: str) -> None:
-    """Refuse a divisor that there is none of."""
-    if by not in get_args(Normalize):
-        raise SpecError(f"normalize={by!r}: scores of a group are divided by one of {', '.join(get_args(Normalize))}")
