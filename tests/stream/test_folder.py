@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 import prunus
 from prunus import Task
-from prunus.core.errors import DataError, PrunusWarning, SpecError
+from prunus.core.errors import DataError, PrunusWarning, SpecError, VerificationError
 from prunus.parts.allocation import NofM
 from prunus.stream import prune_folder
 from prunus.stream.shards import INDEX, SINGLE, Checkpoint, write_shard
@@ -335,3 +335,25 @@ def test_shards_are_read_as_safetensors_reads_them(tmp_path: Path) -> None:
     write_shard(tmp_path / "copy.safetensors", {"a": tensors["a"], **dict.fromkeys("bcde", checkpoint)})
     copy = load_file(tmp_path / "copy.safetensors")
     assert copy.keys() == tensors.keys() and all(torch.equal(copy[n], t) for n, t in tensors.items())
+
+
+def test_shards_may_be_links_and_lie_about_nothing(tmp_path: Path) -> None:
+    """Folders of download caches hold links; what a header says twice, or of bytes that overlap, is refused."""
+    blob, folder = tmp_path / "blob", tmp_path / "snapshot"
+    folder.mkdir()
+    write_shard(blob, {"a": torch.arange(4.0), "b": torch.arange(4.0) + 4})
+    (folder / SINGLE).symlink_to(blob)
+    assert torch.equal(Checkpoint(folder).read("b"), torch.arange(4.0) + 4)
+    with pytest.raises(VerificationError, match="symbolic link"):
+        Checkpoint.of(folder / SINGLE)  # shards that a run wrote are none
+    header = '{"a":{"dtype":"F32","shape":[4],"data_offsets":[0,16]},"%s":{"dtype":"%s","shape":[4],"data_offsets":[%s]}}'
+    for name, dtype, place, why in (
+        ("a", "F32", "16,32", "twice"),
+        ("b", "F32", "0,16", "does not begin where"),
+        ("b", "F4", "16,32", "is of type F4"),
+        ("b", "F32", "16,31", "does not have the bytes"),
+    ):
+        text = (header % (name, dtype, place)).encode()
+        blob.write_bytes(len(text).to_bytes(8, "little") + text + bytes(32))
+        with pytest.raises(DataError, match=why):
+            Checkpoint(folder)

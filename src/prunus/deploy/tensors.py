@@ -50,13 +50,14 @@ class Entry:
         return math.prod(self.shape) * ITEM_BYTES[self.dtype]
 
 
-def write_tensors(path: Path, entries: Sequence[Entry], metadata: Mapping[str, str]) -> str:
+def write_tensors(path: Path, entries: Sequence[Entry], metadata: Mapping[str, str], *, durable: bool = False) -> str:
     """Write a file; returns its SHA-256.
 
     Args:
         path: where to; a file that is there is overwritten, so write into a folder that is not in use yet.
         entries: what to write, in this order, each name once.
         metadata: texts for the header.
+        durable: it is on the disk when this returns, and not only on its way.
 
     Cost: every byte once; one piece is in memory. Errors: `SpecError` for a name that stands twice, `OSError`.
     """
@@ -65,6 +66,9 @@ def write_tensors(path: Path, entries: Sequence[Entry], metadata: Mapping[str, s
         for piece in _pieces(head_of(entries, metadata), entries):
             file.write(piece)
             sha.update(piece)
+        if durable:
+            file.flush()
+            os.fsync(file.fileno())
     return sha.hexdigest()
 
 
@@ -101,19 +105,61 @@ def _pieces(head: bytes, entries: Iterable[Entry]) -> Iterator[Any]:
 
 @dataclass(frozen=True)
 class Place:
-    """Where a tensor lies in a file: its type and shape, its first byte, and how many bytes it has."""
+    """Where a tensor lies.
 
+    Attributes:
+        file: the file.
+        dtype, shape: as its header says them.
+        start, size: its first byte, counted from the beginning of the file, and how many bytes it has.
+        links: whether the file may be a symbolic link, as in the folders of download caches.
+    """
+
+    file: Path
     dtype: str
     shape: tuple[int, ...]
     start: int
     size: int
+    links: bool = False
+
+    def read(self) -> Bytes:
+        """The bytes, in memory of their own. Errors: `VerificationError` where the file has become shorter."""
+        found: Bytes = torch.empty(self.size, dtype=torch.uint8).numpy()  # laid as torch wants it
+        view, done = found.data, 0
+        with open_plain(self.file, links=self.links) as file:
+            file.seek(self.start)
+            while done < self.size and (n := file.readinto(view[done:])):
+                done += n
+        self._whole(done)
+        return found
+
+    def pieces(self) -> Iterator[Bytes]:
+        """The bytes, a piece at a time. Errors: as `read`."""
+        done = 0
+        with open_plain(self.file, links=self.links) as file:
+            file.seek(self.start)
+            while done < self.size and (piece := file.read(min(self.size - done, _COPY))):
+                done += len(piece)
+                yield np.frombuffer(piece, np.uint8)
+        self._whole(done)
+
+    def tensor(self) -> Tensor:
+        """The tensor, in memory of its own."""
+        if not self.size:
+            return torch.empty(self.shape, dtype=DTYPES[self.dtype])
+        return torch.from_numpy(self.read()).view(DTYPES[self.dtype]).reshape(self.shape)
+
+    def _whole(self, done: int) -> None:
+        if done < self.size:
+            raise VerificationError(
+                f"{self.file} ended in the middle of a tensor of {self.shape}: it was changed since it was opened"
+            )
 
 
 class TensorFile:
     """A safetensors file, its whole header checked before a tensor is read.
 
     Attributes:
-        path: the file.
+        path: the file; it may be a symbolic link only if `links` says so.
         places: tensor name -> where it lies.
         metadata: the texts of the header.
 
@@ -122,13 +168,13 @@ class TensorFile:
         the file does not hold.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.path = Path(path)
-        with open_plain(self.path) as file:
+    def __init__(self, path: Path, *, links: bool = False) -> None:
+        self.path, self.links = Path(path), links
+        with open_plain(self.path, links=links) as file:
             size = os.fstat(file.fileno()).st_size
             length = int.from_bytes(file.read(8), "little")
             if size < 8 or not 2 <= length <= min(_HEADER, size - 8):
-                raise VerificationError(f"{self.path} is no readable safetensors file: it has no whole header")
+                raise VerificationError(f"{self.path} is no safetensors file, or was cut off in its header")
             text = file.read(length)
         header = self._parsed(text)
         told = header.pop("__metadata__", {})
@@ -142,7 +188,8 @@ class TensorFile:
                 raise VerificationError(f"{self.path}: {name} does not begin where the tensor before it ends")
             end += place.size
         if end != size:
-            raise VerificationError(f"{self.path} has {size:,} bytes, and its header tells of {end:,}")
+            what = "was cut off: it has" if size < end else "has"
+            raise VerificationError(f"{self.path} {what} {size:,} bytes, and its header tells of {end:,}")
 
     def _parsed(self, text: bytes) -> dict[str, Any]:
         def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -154,40 +201,31 @@ class TensorFile:
         try:
             header = json.loads(text, object_pairs_hook=once)
         except (ValueError, RecursionError) as error:
-            raise VerificationError(f"{self.path} is no readable safetensors file: its header: {error}") from None
+            raise VerificationError(f"{self.path} is no safetensors file: its header: {error}") from None
         if not isinstance(header, dict):
-            raise VerificationError(f"{self.path} is no readable safetensors file: its header is no table")
+            raise VerificationError(f"{self.path} is no safetensors file: its header is no table")
         return header
 
     def _place(self, name: str, told: Any, start: int) -> Place:
         fields: dict[str, Any] = told if isinstance(told, dict) else {}
         dtype = str(fields.get("dtype"))
         shape, offsets = _whole(fields.get("shape")), _whole(fields.get("data_offsets"))
-        if len(fields) != 3 or dtype not in DTYPES or shape is None or offsets is None or len(offsets) != 2:
+        described = len(fields) == 3 and type(fields.get("dtype")) is str
+        if not described or shape is None or offsets is None or len(offsets) != 2:
             raise VerificationError(f"{self.path} describes {name} as {str(told)[:200]}, which is no tensor")
+        if dtype not in DTYPES:
+            raise VerificationError(f"{self.path}: {name} is of type {dtype[:40]}, which is not known: convert it")
         if math.prod(shape) * ITEM_BYTES[dtype] != offsets[1] - offsets[0]:
             raise VerificationError(f"{self.path}: {name} of {tuple(shape)} {dtype} does not have the bytes of it")
-        return Place(dtype, tuple(shape), start + offsets[0], offsets[1] - offsets[0])
+        return Place(self.path, dtype, tuple(shape), start + offsets[0], offsets[1] - offsets[0], self.links)
 
     def read(self, name: str) -> Bytes:
         """The bytes of a tensor, in memory of their own."""
-        place = self.places[name]
-        found = np.empty(place.size, np.uint8)
-        view, done = found.data, 0
-        with open_plain(self.path) as file:
-            file.seek(place.start)
-            while done < place.size and (n := file.readinto(view[done:])):
-                done += n
-        if done < place.size:
-            raise VerificationError(f"{self.path} ended in the middle of {name}: it was changed since it was opened")
-        return found
+        return self.places[name].read()
 
     def tensor(self, name: str) -> Tensor:
         """A tensor."""
-        place = self.places[name]
-        if not place.size:
-            return torch.empty(place.shape, dtype=DTYPES[place.dtype])
-        return torch.from_numpy(self.read(name)).view(DTYPES[place.dtype]).reshape(place.shape)
+        return self.places[name].tensor()
 
 
 def _whole(numbers: Any) -> list[int] | None:
@@ -197,15 +235,25 @@ def _whole(numbers: Any) -> list[int] | None:
     return numbers if all(type(n) is int and 0 <= n < 1 << 62 for n in numbers) else None
 
 
-def open_plain(path: Path) -> BufferedReader:
+def bytes_of(tensor: Tensor) -> memoryview:
+    """A tensor's bytes in its own order; no copy where it is contiguous and on the CPU."""
+    return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
+
+
+def open_plain(path: Path, *, links: bool = False) -> BufferedReader:
     """Open a file that is no symbolic link: what a folder holds must lie in it.
+
+    Args:
+        path: the file.
+        links: take links too, for folders that are only read, such as those of download caches.
 
     Errors: `VerificationError` for a link and for what is no file.
     """
+    stays = 0 if links else getattr(os, "O_NOFOLLOW", 0)
     try:
-        handle = os.open(path, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0))
+        handle = os.open(path, os.O_RDONLY | stays | getattr(os, "O_NONBLOCK", 0))
     except OSError as error:
-        if path.is_symlink():
+        if path.is_symlink() and not links:
             raise VerificationError(
                 f"{path} is a symbolic link, which may lead out of its folder: copy the folder with the files in it"
             ) from error

@@ -16,7 +16,8 @@ from prunus.core.budget import Budget
 from prunus.core.errors import DataError
 from prunus.core.part import Masks
 from prunus.core.recipe import Recipe
-from prunus.stream.shards import Checkpoint, bytes_of
+from prunus.deploy.tensors import bytes_of
+from prunus.stream.shards import Checkpoint
 from prunus.stream.state import BlockRecord
 
 WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".onnx", ".gguf")

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from prunus.core.errors import PrunusError
-from prunus.stream.shards import bytes_of
+from prunus.deploy.tensors import bytes_of
 
 _SMALL = 1 << 16
 

@@ -18,10 +18,11 @@ import torch
 from torch import Tensor, nn
 
 from prunus.core.errors import DataError, Problems, SpecError, listed, require
+from prunus.deploy.containers.grid import DTYPES
 from prunus.deploy.hf import no_bars
 from prunus.engine.walk import Visit
 from prunus.stream.memory import give_back
-from prunus.stream.shards import DTYPES, Checkpoint
+from prunus.stream.shards import Checkpoint
 
 META = torch.device("meta")
 
