@@ -1,9 +1,9 @@
-"""`prunus prune hf:FOLDER --calib TEXT`: a folder of any size, block by block."""
+"""`prunus prune hf:FOLDER --calib DATA`: a folder of any size, block by block."""
 
 from __future__ import annotations
 
 import json as jsons
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -21,10 +21,12 @@ if TYPE_CHECKING:
     from prunus.stream import Streamed
 
 Calib = Annotated[
-    Path | None,
+    list[Path] | None,
     typer.Option(
         "--calib",
-        help="Text to calibrate with, for hf:FOLDER: a file or folder (--pattern). One block is in memory at a time.",
+        help="What to calibrate with, for hf:FOLDER: text, a file or folder (--pattern); tensors (*.safetensors named "
+        "as the model's arguments, *.npy) and images, a file or folder. Repeat it for models of several towers. "
+        "One block is in memory at a time.",
     ),
 ]
 Samples = Annotated[int, typer.Option("--samples", min=1, help="With --calib: how many windows of text.")]
@@ -68,7 +70,7 @@ def streamed(
     network: str,
     recipe: Recipe | Procedure,
     sparsity: float | None,
-    calib: Path,
+    calib: Sequence[Path],
     *,
     pattern: str,
     length: int | None,
@@ -89,31 +91,40 @@ def streamed(
     """
     from prunus.core.procedure import Procedure
     from prunus.lab.data.calibration import calibration
+    from prunus.lab.data.inputs import holds_inputs, inputs
     from prunus.stream import prune_folder
     from prunus.stream.processes import joined
 
     (folder,) = folders_of([network], "--calib is for folders of transformers models")
     if isinstance(recipe, Procedure):
         raise SpecError(f"{recipe.name} is a procedure, which wants the whole model: load it and prune it in memory")
+    others = [inputs(place, folder, together=together) for place in calib if holds_inputs(place)]
+    texts = [place for place in calib if not holds_inputs(place)]
     vocabulary, longest = sizes(folder)
-    drawn = calibration(
-        calib,
-        tokenizer=tokenizer or folder,
-        pattern=pattern,
-        count=samples,
-        length=length or min(2048, longest),
-        seed=seed,
-        batch=together,
-        vocabulary=vocabulary,
-    )
+    drawn = [
+        calibration(
+            texts[0] if len(texts) == 1 else texts,
+            tokenizer=tokenizer or folder,
+            pattern=pattern,
+            count=samples,
+            length=length or min(2048, longest),
+            seed=seed,
+            batch=together,
+            vocabulary=vocabulary,
+        )
+        for _ in texts[:1]
+    ]
+    source = "; ".join(map(str, [*drawn, *others]))
     if dry_run:
-        told = {"network": network, "method": recipe.name, "calibration": str(drawn), "out": str(out)}
-        planned(json, told, f"would prune {folder} by {recipe.name} on {drawn} and write {out}")
+        told = {"network": network, "method": recipe.name, "calibration": source, "out": str(out)}
+        planned(json, told, f"would prune {folder} by {recipe.name} on {source} and write {out}")
         return
-    # The loss of a language model, where densities go by it, is that of predicting its own text.
-    by_loss = any(e.reads == "labels" for e in recipe.allocate.foresees().values())
+    # The loss of a language model, where densities or scores go by it, is that of predicting its own text.
+    asked = (*recipe.allocate.foresees().values(), *recipe.criterion.asks().values())
+    by_loss = any(e.reads == "labels" for e in asked)
     names = ("input_ids", "labels") if by_loss else ("input_ids",)
-    batches = [dict.fromkeys(names, ids) for ids in drawn.batches]
+    batches = [dict.fromkeys(names, ids) for text in drawn for ids in text.batches]
+    batches += [batch for one in others for batch in one.batches]
     with joined(device) as rank, told_warnings(), _bar(recipe.name) as on_block:
         made = prune_folder(
             folder,
@@ -130,9 +141,10 @@ def streamed(
     if rank:
         return
     if json:
-        emit({"folder": str(out), "calibration": str(drawn), "calibration_sha256": drawn.digest, **made.to_dict()})
+        digests = [*(d.digest for d in drawn), *(o.digest for o in others)]
+        emit({"folder": str(out), "calibration": source, "calibration_sha256": "+".join(digests), **made.to_dict()})
         return
-    _print(made, str(drawn))
+    _print(made, source)
 
 
 def sizes(folder: Path) -> tuple[int | None, int]:

@@ -20,7 +20,7 @@ from prunus.core.counting import count
 from prunus.core.errors import DataError, NothingScored, Problems, PrunusError, PrunusWarning, SpecError, listed
 from prunus.core.part import Masks
 from prunus.core.recipe import Recipe
-from prunus.core.task import Batch, Task
+from prunus.core.task import Batch
 from prunus.deploy.atomic import check_replaceable, new_folder
 from prunus.deploy.hf import NOTE
 from prunus.engine.agreement import distributed
@@ -36,8 +36,10 @@ from prunus.stream.shards import INDEX, Checkpoint, write_shard
 from prunus.stream.shelf import Shelf
 from prunus.stream.shrunk import Run
 from prunus.stream.skeleton import Skeleton
+from prunus.stream.slopes import asked, gather, known, no_loss, told, untold
 from prunus.stream.state import BlockRecord, State, begun, kept_if_begun
 from prunus.stream.structured import shrunk_folder
+from prunus.stream.towers import unreached
 
 
 def prune_folder(
@@ -65,14 +67,16 @@ def prune_folder(
     A recipe that removes whole units or layers scores them on the dense model, block by block, chooses from all of them
     together, and then writes a smaller model, in one process on the CPU: see `prunus.stream.structured.prune_units`
     (heads, neurons) and `prunus.stream.depth.prune_layers`. One whose allocation deals out densities ahead (OWL,
-    AlphaPruning, ECoFLaP) gathers what it goes by from the dense folder first: see `prunus.stream.ahead.settled`.
+    AlphaPruning, ECoFLaP) gathers what it goes by from the dense folder first: see `prunus.stream.ahead.settled`; one
+    whose criterion goes by the gradients of the loss (GBLM-Pruner), these: see `prunus.stream.slopes.gather`.
 
     Args:
         folder: config.json and safetensors; only read.
         out: where to; an earlier folder of prunus is replaced in one step when all is done.
-        recipe: prunes once, without gradients of the loss, and single weights layer by layer.
+        recipe: prunes once, and single weights layer by layer.
         batches: calibration data as the model takes it (a dict of keywords, or a tensor of token ids); kept in memory.
-            With `labels` where an allocation goes by the loss, which is then what the model makes of them.
+            Those of a model of several towers may hold what one of them takes (`prunus.stream.by_tower`), or all.
+            With `labels` where something goes by the loss, which is then what the model makes of them.
         sparsity, budget: how much, as in `prunus.prune`.
         seed: of what is drawn.
         resume: go on with an unfinished run of the same model, recipe and data; finished blocks are not pruned again,
@@ -138,6 +142,9 @@ def prune_folder(
         order = _swept(run, blocks)
     if all(g in b.skipped for b in state.done.values() for g in b.units):
         raise NothingScored(f"{recipe.name} scores nothing in any block of {type(skeleton.model).__name__}")
+    if left := unreached(blocks, order):
+        what = f"no calibration batch comes to {listed(left)}: it is copied whole. Pass batches of its kind too"
+        warnings.warn(PrunusWarning(what), stacklevel=2)
     records = tuple(state.done[n] for n in order)
     inside = {k for n in order for k in skeleton.keys(n)}
     sizes = {k: prod(e.shape) for k, e in checkpoint.entries.items()}
@@ -188,6 +195,8 @@ def _divided(recipe: Recipe, batches: Sequence[Batch]) -> Recipe:
         problems.add(f"{type(recipe.allocate).__name__} deals out densities by gradients, which need the whole model")
     if by_loss and not all(isinstance(b, Mapping) and "labels" in b for b in batches):
         problems.add(f"{type(recipe.allocate).__name__} goes by the loss: every batch is a dict with labels")
+    for why in untold(recipe, batches):
+        problems.add(why)
     problems.raise_if_any(SpecError)
     return recipe
 
@@ -196,6 +205,7 @@ def _swept(run: Run, blocks: Mapping[str, nn.Module]) -> list[str]:
     """Prune and write one block after the other, each on what the pruned ones before it give; their order."""
     skeleton, state = run.skeleton, run.state
     recipe = settled(run)
+    gather(run, blocks)
     before = len(blocks) if recipe is not run.recipe else 0
     order: list[str] = []
 
@@ -205,7 +215,7 @@ def _swept(run: Run, blocks: Mapping[str, nn.Module]) -> list[str]:
         skeleton.load_(skeleton.keys(visit.name), None if done is None else Checkpoint.of(run.part / done.shard))
 
     with skeleton.on_demand(blocks):
-        reached = walk(skeleton.model, Task(calib=run.batches), blocks, through=True, put=run.put, take=run.take)
+        reached = walk(skeleton.model, run.task, blocks, through=True, put=run.put, take=run.take)
         for visit in skeleton.loaded(reached, blocks, load):
             visit.block.to(run.device)
             order.append(visit.name)
@@ -234,7 +244,10 @@ def _pruned(run: Run, recipe: Recipe, visit: Visit, shard: str) -> BlockRecord:
 
 def _masked(run: Run, recipe: Recipe, visit: Visit) -> tuple[Masks, dict[str, int], dict[str, str]]:
     """Prune a loaded block: its masks, how many units its groups have, and which of them were not scored, and why."""
-    session = Session(visit.block, recipe, visit.task, run.budget, seed=block_seed(run.seed, visit.name))
+    # Gradients of the loss are known ahead, so that the block is not asked for a loss of its own.
+    task = replace(visit.task, forward=told, loss=no_loss) if asked(recipe) else visit.task
+    session = Session(visit.block, recipe, task, run.budget, seed=block_seed(run.seed, visit.name))
+    session.known = known(run, visit.name, recipe, session.groups)
     try:
         session.start()
         skipped = dict(session.skipped)
