@@ -1,9 +1,10 @@
 """How well tables of layers predict the latency of a narrower network, and what they cost.
 
-    python benchmarks/latency_tables.py [--networks resnet18 mobilenet_v2] [--threads 1] [--choices 20] [--markdown]
+    python benchmarks/latency_tables.py [--networks resnet18 minilm] [--threads 1] [--choices 10] [--markdown]
 
 Random widths are drawn for every group of channels of a torchvision network (multiples of 8, each between a fifth and
-all of its units; initial weights, 224 x 224, batch 1, float32, PyTorch eager). Each choice is predicted from this
+all of its units; initial weights, 224 x 224, batch 1, float32, PyTorch eager), and of heads and feed-forward channels
+of MiniLM (128 tokens). Each choice is predicted from this
 machine's tables, then really made by `graph.compact` and run in turn with the dense network. `rank` is Spearman's
 correlation of the two shares over the choices, `error` the median of |predicted / measured - 1|. `MACs rank` and
 `MACs error` are the same for the share of multiply-accumulates, which costs nothing to know. `fill` is what measuring
@@ -30,8 +31,11 @@ from typing import Any
 
 import torch
 from torch import nn
+from vision import define_missing
 
 import prunus
+import prunus.measure.beside as between
+from deploy import minilm
 from prunus import measure
 from prunus.core.groups import Group, shapes_left
 from prunus.engine.cost import cost_of
@@ -43,7 +47,7 @@ from prunus.measure.layers import layers
 from prunus.measure.machine import machine
 from prunus.measure.prices import evenly, prices
 from prunus.measure.tables import LatencyTables
-from prunus.parts.granularity import Channel
+from prunus.parts.granularity import Channel, Coupled
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "latency.md"
 MARKS = ("<!-- measured: begin -->", "<!-- measured: end -->")
@@ -104,20 +108,17 @@ def by_processor_time() -> None:
 
         return run
 
-    timing.stopwatch = table_files.stopwatch = clock  # type: ignore[attr-defined]
+    timing.stopwatch = table_files.stopwatch = between.stopwatch = clock  # type: ignore[attr-defined]
 
 
 def built(name: str) -> nn.Module:
-    """A torchvision network with its initial weights."""
+    """A torchvision network with its initial weights, or MiniLM."""
+    if name == "minilm":
+        return minilm()[0]
     found = importlib.util.find_spec("torchvision")
     if found is None:
         raise SystemExit("torchvision is not installed: pip install 'prunus[vision]'")
-    if not hasattr(torch.ops.torchvision, "nms"):
-        # A build of torch that torchvision's compiled operators do not fit: their schemas are enough.
-        library = torch.library.Library("torchvision", "DEF")
-        for operator in ("nms", "qnms"):
-            library.define(f"{operator}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-        KEPT.append(library)
+    define_missing()
     import torchvision
 
     torch.manual_seed(0)
@@ -125,7 +126,11 @@ def built(name: str) -> nn.Module:
     return network.eval()
 
 
-KEPT: list[Any] = []
+def example_of(name: str) -> Any:
+    """An image, or a sentence of 128 tokens."""
+    if name == "minilm":
+        return minilm()[1]
+    return (torch.randn(1, 3, 224, 224, generator=torch.Generator().manual_seed(0)),)
 
 
 def spearman(a: list[float], b: list[float]) -> float:
@@ -143,8 +148,8 @@ def spearman(a: list[float], b: list[float]) -> float:
 
 def one(name: str, threads: int, choices: int) -> Row:
     """A network's tables against what its narrower versions really take."""
-    model, example = built(name), (torch.randn(1, 3, 224, 224, generator=torch.Generator().manual_seed(0)),)
-    groups = Channel()(model, example)
+    model, example = built(name), example_of(name)
+    groups = (Coupled() if name == "minilm" else Channel())(model, example)
     tables = LatencyTables(threads=threads)
     calls = layers(model, example)
     shapes = list(dict.fromkeys(c.shape for c in calls))
@@ -191,7 +196,8 @@ def drawn(groups: tuple[Group, ...], generator: torch.Generator) -> dict[str, to
     masks = {}
     for g in groups:
         share = 0.2 + 0.8 * float(torch.rand(1, generator=generator))
-        masks[g.name] = evenly(g, max(8, int(share * g.units) // 8 * 8))
+        whole = 8 if g.units > 16 else 1  # heads are few, and each is many channels
+        masks[g.name] = evenly(g, max(whole, int(share * g.units) // whole * whole))
     return masks
 
 
@@ -265,9 +271,9 @@ def written(rows: list[Row], searches: list[Search], threads: int, clock: str) -
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--networks", nargs="+", default=["resnet18", "mobilenet_v2"])
+    parser.add_argument("--networks", nargs="+", default=["resnet18", "resnet50", "mobilenet_v2", "vgg11_bn", "minilm"])
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--choices", type=int, default=20)
+    parser.add_argument("--choices", type=int, default=10)
     parser.add_argument("--processor-time", action="store_true", help="of the calling thread, for one thread")
     parser.add_argument("--search", action="store_true", help="also meet a budget, with and without tables")
     parser.add_argument("--markdown", action="store_true", help=f"write the table into {PAGE.name}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import safetensors.torch
 import torch
 
 import prunus
@@ -67,6 +68,33 @@ def test_a_network_is_written_as_a_file(tmp_path: Path) -> None:
     assert "unknown kind of file" in call("export", folder, "--to", "tflite", code=2).stderr
     assert told("export", folder, "--to", "onnx", "--out", tmp_path / "n.onnx", "--dry-run")["to"] == "onnx"
     assert not (tmp_path / "n.onnx").exists()
+
+
+def test_a_folder_is_unpacked_for_other_tools(tmp_path: Path) -> None:
+    folder, out = saved(tmp_path / "zeros", "magnitude"), tmp_path / "dense"
+    plan = told("unpack", folder, "-o", out, "--dry-run")
+    assert plan["dry_run"] and plan["packed"] == 3 and plan["before"] < plan["after"] and not out.exists()
+    done = told("unpack", folder, "-o", out)
+    assert {k: done[k] for k in ("packed", "before", "after", "tensors")} == {k: plan[k] for k in done if k != "folder"}
+    own = prunus.load(folder, lambda: zoo.build("mlp")).state_dict()
+    read = safetensors.torch.load_file(out / "model.safetensors")
+    assert own.keys() == read.keys() and all(torch.equal(own[n], t) for n, t in read.items())
+    assert sum(t.nbytes for t in read.values()) == done["after"]
+    assert "3 of 6 tensors were packed" in call("unpack", folder, "-o", out).stdout
+
+
+def test_unpacking_refuses_what_is_no_folder_of_ours_and_what_is_in_the_way(tmp_path: Path) -> None:
+    folder = saved(tmp_path / "zeros", "magnitude")
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.tex").write_text("years")
+    call("unpack", folder, "-o", tmp_path / "mine", code=2)
+    assert (tmp_path / "mine" / "thesis.tex").read_text() == "years"
+    assert "pruning.json" in call("unpack", tmp_path / "mine", "-o", tmp_path / "out", code=2).stderr
+    assert "more than the" in call("unpack", folder, "-o", tmp_path / "out", "--limit", 1e-6, code=1).stderr
+    file = folder / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-1] + b"x")
+    call("unpack", folder, "-o", tmp_path / "out", code=1)
+    assert not (tmp_path / "out").exists()
 
 
 def test_counts_are_rounded_for_a_target() -> None:

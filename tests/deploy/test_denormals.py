@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from torch import nn
 
+import prunus
 from prunus.core.errors import SpecError
 from prunus.deploy import flush_denormals_
-from prunus.deploy.denormals import arithmetic_kept
+from prunus.deploy.denormals import arithmetic_kept, denormals_of
+from prunus.deploy.examined import examine
+from prunus.deploy.manifest import read_manifest
+from tests.deploy.toys import pixels, toy
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
@@ -64,3 +70,27 @@ def test_buffers_count_and_meta_is_refused() -> None:
     assert flush_denormals_(norm) == {"running_var": 3}
     with pytest.raises(SpecError, match="meta device"):
         flush_denormals_(nn.Linear(2, 2, device="meta"))
+
+
+@pytest.mark.parametrize("shape", [(), (0, 3), (3, 0), (5,), (7, 300_000)])
+def test_they_are_counted_in_pieces(shape: tuple[int, ...]) -> None:
+    tensor = torch.full(shape, 1e-41)
+    found = denormals_of({"a": tensor, "b": tensor.half(), "c": torch.ones(shape), "d": torch.ones(shape).long()})
+    assert found == ({"a": tensor.numel()} if tensor.numel() else {})
+    turned = tensor.mT if tensor.dim() == 2 else tensor
+    assert denormals_of({"a": turned}) == found
+
+
+def test_saving_keeps_them_and_says_how_many_there_are(tmp_path: Path) -> None:
+    model = toy()
+    with torch.no_grad():
+        model.conv2.weight[0, 0, 0, :2] = torch.tensor([1e-41, -1e-42])
+        model.conv1.weight.fill_(0.5)
+    result = prunus.prune(model, prunus.Task(example=(pixels(),)), "magnitude", sparsity=0.0)
+    folder = prunus.save(result, tmp_path / "x")
+    assert read_manifest(folder).denormals == {"conv2.weight": 2}
+    kept = prunus.load(folder, toy).state_dict()["conv2.weight"][0, 0, 0, :2]
+    assert kept.view(torch.int32).tolist() == torch.tensor([1e-41, -1e-42]).view(torch.int32).tolist()
+    assert any("2 numbers in 1 tensors are too small" in said for said in examine(folder, batches=(), size=64).says)
+    flush_denormals_(result.model)
+    assert read_manifest(prunus.save(result, tmp_path / "x")).denormals == {}

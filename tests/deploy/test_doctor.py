@@ -16,9 +16,11 @@ from prunus import Task
 from prunus.cli.app import app
 from prunus.cli.doctor import of_folder, of_machine
 from prunus.core.errors import SpecError
-from prunus.deploy import doctor, installed, kernels
-from prunus.deploy.doctor import Case, Checkup, Limits, Step, breaks_even, conclusions, drawn, measured, staircase
+from prunus.deploy import doctor, installed, kernels, widths
+from prunus.deploy.doctor import Case, Checkup, Limits, Step, breaks_even, conclusions, drawn, measured, stairs_of
 from prunus.deploy.examined import examine
+from prunus.deploy.rounding import Staircase
+from prunus.deploy.widths import Liked
 from prunus.measure.machine import Gpu, machine
 from tests.deploy.toys import pixels, toy
 
@@ -89,7 +91,10 @@ def test_conclusions_say_what_the_numbers_say() -> None:
     assert "unstructured sparsity pays from 80% at batch 1 (1.2 x); at batch 64 at no sparsity" in text
     assert "4x1 blocks of output channels pays from 50% at batch 1 (2 x), from 50% at batch 64" in text
     assert "2:4 pays nowhere on this CPU" in text
-    assert "in eager keep widths at multiples of 8: 62 channels take 1.30 x the time of 64" in text
+    assert "in eager: 62 channels take 1.30 x the time of 64" in text and "keep widths at multiples of 8." in text
+    kept = " ".join(conclusions(checkup(own, multiples={"eager": 16})))
+    assert "--for eager rounds to multiples of 16 on this machine" in kept
+    assert "run this again on an idle machine" in " ".join(conclusions(checkup(own, multiples={"eager": None})))
     assert "bfloat16 multiplies no faster" in text and "no NVIDIA card" in text
     fast = checkup(own, limits=(Limits(1, 1e10, 1e11, 9e11),), kernels="", missing="no compiler")
     text = " ".join(conclusions(fast))
@@ -125,15 +130,27 @@ def test_what_cannot_be_measured_is_refused(wrong: dict[str, int]) -> None:
         doctor.checkup(**wrong)
 
 
-def test_narrow_convolutions_are_timed() -> None:
-    steps = staircase("eager", (8, 9), 1)
-    assert [s.width for s in steps] == [8, 9] and all(s.ms > 0 and s.rate > 0 for s in steps)
+def test_narrow_convolutions_are_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "QUICK_WIDTHS", (8, 9))
+    steps, multiple = stairs_of("eager", 1, quick=True)
+    assert [s.width for s in steps] == [8, 9] and all(s.ms > 0 and s.rate > 0 for s in steps) and multiple is None
+    liked = Liked("eager", 8, (Staircase("eager", "conv3x3", (16, 32), (1.0, 2.0), (1.0, 2.0), 1),))
+    monkeypatch.setattr(widths, "learn", lambda runtime: liked)
+    assert stairs_of("eager", 1) == ([Step("eager", 16, 1.0), Step("eager", 32, 2.0)], 8)
 
 
 def test_limits_are_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(doctor, "_least", lambda call: (call(), 0.5)[1])
     found = doctor.limits_of(1, quick=True)
-    assert found == Limits(1, (1 << 28) / 0.5, 2 * 1024**3 / 0.5, 2 * 512**3 / 0.5)
+    assert replace(found, granted=1.0) == Limits(1, (1 << 28) / 0.5, 2 * 1024**3 / 0.5, 2 * 512**3 / 0.5)
+    assert 0.0 < found.granted <= 1.0
+
+
+def test_a_busy_machine_is_said_first() -> None:
+    own = cases("unstructured", 1, s50=0.9)
+    busy = checkup(own, limits=(Limits(1, 1e10, 1e11, 2e10), Limits(2, 1e10, 1e11, 2e10, 0.3)))
+    assert next(iter(conclusions(busy))).startswith("This machine is busy: products got 30% of the processor time")
+    assert "busy" not in " ".join(conclusions(checkup(own)))
 
 
 def test_extras_are_read_off_the_package() -> None:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Iterator
 from dataclasses import replace
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,11 +14,17 @@ import torch
 from torch import nn
 
 from prunus import Task, groups, methods, prune
-from prunus.core.errors import SpecError, UnknownNameError
-from prunus.deploy import multiples, staircase
+from prunus.core.errors import PrunusWarning, SpecError, UnknownNameError
+from prunus.deploy import multiples, staircase, widths
 from prunus.deploy.rounding import Staircase
 from prunus.lab import zoo
 from prunus.parts.granularity import Channel, Coupled, Head
+
+
+@pytest.fixture(autouse=True)
+def nothing_learned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No staircase of the machine that the tests run on."""
+    monkeypatch.setenv("PRUNUS_CACHE", str(tmp_path / "cache"))
 
 
 @pytest.mark.parametrize(
@@ -109,4 +118,60 @@ def test_a_staircase_is_measured() -> None:
     with pytest.raises(SpecError, match="growing numbers"):
         staircase("eager", "linear", (32, 16))
     with pytest.raises(SpecError, match="linear, conv1x1 or conv3x3"):
-        staircase("eager", "conv5x5", (16,), threads=1)  # type: ignore[arg-type]
+        staircase("eager", "conv5x5", (16,), threads=1)
+
+
+def playing(monkeypatch: pytest.MonkeyPatch, steps: Iterator[int]) -> None:
+    """A machine whose staircases have these steps, one after another."""
+
+    def measured(runtime: str, layer: str, wide: tuple[int, ...]) -> Staircase:
+        return replace(stairs(next(steps), wide), runtime=runtime, layer=layer)
+
+    monkeypatch.setattr(widths, "staircase", measured)
+
+
+@pytest.mark.parametrize(
+    ("three", "one", "steps"), [(8, 8, (8, 4)), (4, 4, (4,)), (8, 16, (16, 8, 4)), (32, 16, (32, 16, 8))]
+)
+def test_what_was_measured_here_is_what_counts_are_rounded_to(
+    three: int, one: int, steps: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    playing(monkeypatch, iter([three, one, three, one]))
+    found = widths.learn("onnxruntime", tuple(range(32, 130, 2)))
+    assert found is not None and widths.learned("onnxruntime") == found
+    assert multiples("onnxruntime") == steps and found.steps == steps
+    # Of nothing else was anything learned: not of another runtime, and a file may run anywhere.
+    assert multiples("onnx") == multiples("openvino") == (16, 8, 4)
+
+
+def test_two_measurements_have_to_agree(monkeypatch: pytest.MonkeyPatch) -> None:
+    playing(monkeypatch, iter([8, 8, 8, 16]))
+    assert widths.learn("onnxruntime", tuple(range(32, 100, 4))) is None
+    assert widths.learned("onnxruntime") is None and multiples("onnxruntime") == (16, 8, 4)
+
+
+@pytest.mark.parametrize(
+    "broken", ["{", '{"format": 1}', '{"format": 1, "multiple": 7, "stairs": []}', '{"format": 9}']
+)
+def test_a_broken_file_is_named_and_left_out(broken: str) -> None:
+    path = widths.where("onnxruntime")
+    path.parent.mkdir(parents=True)
+    path.write_text(broken)
+    with pytest.warns(PrunusWarning, match="cached widths"):
+        assert multiples("onnxruntime") == (16, 8, 4)
+
+
+def test_other_machines_and_versions_have_files_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    playing(monkeypatch, iter([8, 8, 8, 8]))
+    widths.learn("eager", tuple(range(32, 100, 4)))
+    assert json.loads(widths.where("eager").read_text())["machine"]["cores"] >= 1
+    monkeypatch.setattr(torch, "__version__", "0.0")
+    assert widths.learned("eager") is None
+
+
+@pytest.mark.parametrize("runtime", ["eager", "onnxruntime"])
+def test_layers_in_a_row_are_timed_where_models_are_not_needed(runtime: str) -> None:
+    if runtime != "eager":
+        pytest.importorskip(runtime)
+    found = staircase(runtime, "conv3x3", (8, 64), positions=14, threads=1)
+    assert found.ms[1] > found.ms[0] > 0

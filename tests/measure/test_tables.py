@@ -270,14 +270,14 @@ def test_the_rest_of_the_time_is_fitted_to_two_networks() -> None:
     assert took == 4.0
     left = {"stem.weight": (16, 3, 3, 3), "depth.weight": (16, 1, 3, 3), "point.weight": (64, 16, 1, 1)}
     fewer = plain.parts(left)[1]
-    fitted = plain.calibrated(4.0 + 2.0 + 1e-3 * numbers, 4.0 + 2.0 + 1e-3 * fewer, left)
+    fitted = plain.calibrated(4.0 + 2.0 + 1e-3 * numbers, [(4.0 + 2.0 + 1e-3 * fewer, left)])
     assert fitted.per_number == pytest.approx(1e-3) and fitted.fixed == pytest.approx(2.0)
     assert fitted.ms({}) == pytest.approx(fitted.dense_ms)
     assert fitted.share(left) == pytest.approx((6.0 + 1e-3 * fewer) / (6.0 + 1e-3 * numbers))
-    assert plain.calibrated(2.0).share({}) == 1.0 and plain.calibrated(2.0).scale == 0.5
-    assert plain.calibrated(10.0).fixed == 6.0
+    assert plain.calibrated(2.0).share({}) == pytest.approx(1.0) and plain.calibrated(2.0).scale == pytest.approx(0.5)
+    assert plain.calibrated(10.0).fixed == pytest.approx(6.0)
     # A smaller network that took longer says nothing of what numbers cost.
-    assert plain.calibrated(10.0, 12.0, left).per_number == 0.0
+    assert plain.calibrated(10.0, [(12.0, left)]).per_number == pytest.approx(0.0)
 
 
 def test_a_block_that_is_gone_takes_nothing() -> None:

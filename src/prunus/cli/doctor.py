@@ -53,7 +53,7 @@ def doctor(
     shown = of_machine(seen, _installed())
     if not json:
         chart(seen.cases)
-    present(shown, json, out)
+    present(shown, json, out, left_out=1)  # the chart has them
 
 
 def chart(cases: Sequence[Case]) -> None:
@@ -66,6 +66,8 @@ def chart(cases: Sequence[Case]) -> None:
         table.add_column(name)
     table.add_column("x", justify="right")
     table.add_column("| is dense", no_wrap=True)
+    table.add_column("dense, ms", justify="right")
+    table.add_column("ms", justify="right")
     table.add_column("through")
     most = max([c.ratio for c in cases if c.best != "dense"], default=1.0)
     equal = max(1, round(WIDE / max(most, 1.0)))
@@ -74,7 +76,14 @@ def chart(cases: Sequence[Case]) -> None:
         bar = "".join("|" if i + 1 == equal else "█" if i < length else " " for i in range(WIDE))
         colour = "green" if c.ratio >= 1.1 else "red"
         table.add_row(
-            c.pattern, f"{c.sparsity:.0%}", str(c.batch), f"{c.ratio:.2f}", f"[{colour}]{bar}[/]", escape(c.best)
+            c.pattern,
+            f"{c.sparsity:.0%}",
+            str(c.batch),
+            f"{c.ratio:.2f}",
+            f"[{colour}]{bar}[/]",
+            f"{c.ms['dense']:.3g}",
+            f"{c.ms[c.best]:.3g}",
+            escape(c.best),
         )
     console().print(table)
 
@@ -94,10 +103,13 @@ def of_machine(seen: Checkup, libraries: Sequence[Library]) -> Analysis:
         ("cores", f"{here.cores}, {here.usable:.3g} of them usable"),
         ("memory", f"{here.memory / 2**30:.1f} GiB{_limit(here.memory_limit)}"),
     ]
+    if seen.multiples:
+        told = ", ".join(f"{n}: {m or 'not kept'}" for n, m in seen.multiples.items())
+        rows.append(("counts rounded to (--for)", told))
     for one in seen.limits:
         rates = f"{one.float32 / 1e9:.0f} GFLOP/s in float32, {one.bfloat16 / 1e9:.0f} in bfloat16"
         told = f"reads {one.read / 1e9:.1f} GB/s, multiplies {rates}"
-        rows.append((f"{one.threads} thread{'s' if one.threads > 1 else ''}", told))
+        rows.append((f"{one.threads} thread{'s' if one.threads > 1 else ''}", f"{told}; granted {one.granted:.0%}"))
     rows += [
         ("card", f"{g.name}, compute capability {g.capability}, 2:4 {'yes' if g.two_four else 'no'}") for g in here.gpus
     ]

@@ -123,7 +123,7 @@ def prune(
     from prunus.deploy.atomic import check_replaceable
 
     recipe, fraction = patterned(with_unit(methods.find(method), unit, unit_option, target), sparsity)
-    if calib is not None:
+    if calib:
         other = {"--checkpoint": checkpoint, "--data": data, "--macs": macs, "--params": params, "--bytes": bytes_}
         clash = [n for n, v in (other | {"--latency": latency, "--ablate": ablate}).items() if v is not None]
         if clash or steps:
@@ -259,6 +259,9 @@ def with_unit(
                 f"multiply with zeros: nothing gets faster. Take a method of `prunus methods --structure structured`"
             )
         if "round_to" not in values:
+            first, *others = steps
+            small = f", {' or '.join(map(str, others))} in small groups" if others else ""
+            say(f"--for {target}: counts are multiples of {first}{small}")
             chosen_unit = Granularity.from_dict({**chosen_unit.to_dict(), "round_to": list(steps)})
     return replace(recipe, granularity=chosen_unit)
 

@@ -33,8 +33,10 @@ def check_out(out: Path | None) -> None:
     check_writable(out.absolute().parent)
 
 
-def present(found: Analysis, json: bool, out: Path | None) -> None:
-    """Show it, and write it where that was asked for."""
+def present(found: Analysis, json: bool, out: Path | None, *, left_out: int = 0) -> None:
+    """Show it, and write it where that was asked for. left_out: so many tables, the first ones, that a terminal is not
+    shown.
+    """
     if out is not None:
         _write(found, out)
     if json:
@@ -44,7 +46,7 @@ def present(found: Analysis, json: bool, out: Path | None) -> None:
     from rich.table import Table
 
     screen = console()
-    for one in found.tables:
+    for one in found.tables[left_out:]:
         table = Table(title=escape(one.title), title_justify="left")
         for i, name in enumerate(one.columns):
             table.add_column(escape(name), justify="right" if one.numeric(i) else "left")

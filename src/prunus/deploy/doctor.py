@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from statistics import median
 from typing import Any
 
@@ -14,18 +14,19 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from prunus.core.errors import PrunusError, SpecError
-from prunus.deploy import kernels
+from prunus.deploy import kernels, widths
+from prunus.deploy.rounding import staircase
 from prunus.measure.layer_runs import RUNTIMES, runtime_named
-from prunus.measure.layers import LayerShape
 from prunus.measure.machine import Machine, machine
 from prunus.measure.timing import interleaved, threads_of
 
 Progress = Callable[[int, int], None]
 PAYS = 1.1  # a ratio from which a change is worth making
+FREE = 0.8  # of the processor time asked for, below which a machine has other work
 ROUNDS, QUICK_ROUNDS = 9, 5
 SPARSITIES, QUICK_SPARSITIES = (0.5, 0.7, 0.8, 0.9, 0.95), (0.5, 0.8, 0.95)
 BATCHES, QUICK_BATCHES = (1, 8, 64), (1, 64)
-WIDTHS, QUICK_WIDTHS = (48, 50, 52, 56, 60, 62, 63, 64, 66, 72, 80, 96), (56, 60, 62, 64, 66, 72)
+QUICK_WIDTHS = (56, 60, 62, 64, 66, 72)
 BLOCKS: Mapping[str, int] = {"unstructured": 1, "4x1": 4, "8x1": 8}
 FORMS: Mapping[str, tuple[str, ...]] = {"unstructured": ("csr", "rows", "bitmask")}
 """Pattern -> the forms of our kernels that represent it; its own name unless it is here."""
@@ -59,12 +60,17 @@ class Case:
 class Limits:
     """What bounds every product, measured: bytes read per second from memory, and floating-point operations per second
     of matrix products in float32 and in bfloat16.
+
+    Attributes:
+        granted: the processor time that those in float32 got over the time that their threads asked for: 1 on a machine
+            with nothing else to do.
     """
 
     threads: int
     read: float
     float32: float
     bfloat16: float
+    granted: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -89,6 +95,7 @@ class Checkup:
         kernels: the level that our sparse kernels run at; empty where they do not, and `missing` says why.
         size: of the square linear map that the cases multiply with.
         says: conclusions in words.
+        multiples: runtime -> what its counts are rounded to from now on; None where two measurements did not agree.
     """
 
     machine: Machine
@@ -101,6 +108,7 @@ class Checkup:
     missing: str
     seconds: float
     says: tuple[str, ...] = ()
+    multiples: Mapping[str, int | None] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
@@ -148,9 +156,10 @@ def checkup(
     for pattern, sparsity, batch in asked:
         cases.append(measured(pattern, sparsity, batch, threads=used, size=size, rounds=rounds))
         tell()
-    steps: list[Step] = []
+    steps, multiples = list[Step](), dict[str, int | None]()
     for name in runtimes:
-        steps += staircase(name, QUICK_WIDTHS if quick else WIDTHS, used)
+        own, multiples[name] = stairs_of(name, used, quick=quick)
+        steps += own
         tell()
     there = kernels.available()
     found = Checkup(
@@ -160,6 +169,7 @@ def checkup(
         threads=used,
         cases=tuple(cases),
         steps=tuple(steps),
+        multiples={} if quick else multiples,
         kernels=kernels.level() if there else "",
         missing="" if there else kernels.reason(),
         seconds=time.perf_counter() - began,
@@ -178,8 +188,11 @@ def limits_of(threads: int, *, quick: bool = False) -> Limits:
 
     with torch.inference_mode(), threads_of(threads):
         read = long.numel() * 4 / _least(lambda: torch.dot(long, long))
+        wall, spent = time.perf_counter(), time.process_time()
+        float32 = rate(square)
+        granted = (time.process_time() - spent) / (time.perf_counter() - wall) / threads
         small = square[:512, :512].to(torch.bfloat16)  # without instructions for it a larger one takes seconds
-        return Limits(threads, read, rate(square), rate(small))
+        return Limits(threads, read, float32, rate(small), min(1.0, granted))
 
 
 def measured(
@@ -239,14 +252,14 @@ def drawn(pattern: str, sparsity: float, size: int, generator: torch.Generator) 
     return weight * keep.repeat_interleave(block, 0)
 
 
-def staircase(runtime: str, widths: Sequence[int] = WIDTHS, threads: int | None = None) -> list[Step]:
-    """A 3x3 convolution at neighbouring widths: where a runtime wants whole blocks of channels, this is a staircase."""
-    shapes = [LayerShape(w, w, 1, (28, 28), (3, 3), (1, 1), (1, 1), (1, 1), (0, 0)) for w in widths]
-    used = torch.get_num_threads() if threads is None else threads
-    with torch.inference_mode(), threads_of(used):
-        calls = runtime_named(runtime).prepared(shapes, used)
-        samples = interleaved({str(i): call for i, call in enumerate(calls)}, warmup=3, runs=15, min_seconds=0.0)
-    return [Step(runtime, w, min(samples[str(i)])) for i, w in enumerate(widths)]
+def stairs_of(runtime: str, threads: int, *, quick: bool = False) -> tuple[list[Step], int | None]:
+    """A 3x3 convolution at neighbouring widths: where a runtime wants whole blocks of channels, this is a staircase;
+    and, unless `quick`, the multiple that `prunus prune --for` rounds to from now on (`widths.learn`).
+    """
+    liked = None if quick else widths.learn(runtime)
+    stair = staircase(runtime, "conv3x3", QUICK_WIDTHS, threads=threads) if liked is None else liked.stairs[0]
+    steps = [Step(runtime, w, ms) for w, ms in zip(stair.widths, stair.ms, strict=True)]
+    return steps, None if liked is None else liked.multiple
 
 
 def breaks_even(cases: Sequence[Case], pattern: str, batch: int) -> Case | None:
@@ -262,7 +275,12 @@ def breaks_even(cases: Sequence[Case], pattern: str, batch: int) -> Case | None:
 
 def conclusions(found: Checkup) -> Iterator[str]:
     """What to do on this machine, in words, the most useful first."""
-    yield from _of_widths(found.steps)
+    if (granted := min(one.granted for one in found.limits)) < FREE:
+        yield (
+            f"This machine is busy: products got {granted:.0%} of the processor time that they asked for. The figures "
+            "tell little; run this again when it has nothing else to do."
+        )
+    yield from _of_widths(found)
     through = f"through prunus.sparsify ({found.kernels} kernels)" if found.kernels else "through torch CSR"
     batches = list(dict.fromkeys(c.batch for c in found.cases))
     for pattern in dict.fromkeys(c.pattern for c in found.cases if c.pattern != "2:4"):
@@ -281,19 +299,23 @@ def conclusions(found: Checkup) -> Iterator[str]:
     yield from _of_chips(found)
 
 
-def _of_widths(steps: Sequence[Step]) -> Iterator[str]:
-    """What a width that is no multiple of 16 costs."""
-    for runtime in dict.fromkeys(s.runtime for s in steps):
-        own = {s.width: s for s in steps if s.runtime == runtime}
-        if not {60, 62, 64} <= own.keys():
+def _of_widths(found: Checkup) -> Iterator[str]:
+    """What a width that is no multiple of a runtime's blocks costs."""
+    for runtime in dict.fromkeys(s.runtime for s in found.steps):
+        own = {s.width: s for s in found.steps if s.runtime == runtime}
+        if not {56, 62, 64} <= own.keys():
             continue
-        odd, eight = own[62].ms / own[64].ms, own[56].rate / own[64].rate if 56 in own else 1.0
-        step = 8 if eight > 0.9 else 16
+        odd, eight = own[62].ms / own[64].ms, own[56].rate / own[64].rate
         slower = f"{odd:.2f} x the time of 64" if odd >= 1.0 else f"{odd:.0%} of the time of 64, for 94 % of the work"
-        yield (
-            f"Narrower layers pay in every runtime; in {runtime} keep widths at multiples of {step}: "
-            f"62 channels take {slower}, and 56 do {eight:.0%} of the operations per second of 64."
-        )
+        told = f"62 channels take {slower}, and 56 do {eight:.0%} of the operations per second of 64"
+        multiple = found.multiples.get(runtime)
+        if multiple is not None:
+            kept = f"prunus prune --for {runtime} rounds to multiples of {multiple} on this machine from now on"
+        elif runtime in found.multiples:
+            kept = "two measurements came to different multiples, so none is kept: run this again on an idle machine"
+        else:
+            kept = f"keep widths at multiples of {8 if eight > 0.9 else 16}"
+        yield f"Narrower layers pay in {runtime}: {told}; {kept}."
 
 
 def _of_chips(found: Checkup) -> Iterator[str]:

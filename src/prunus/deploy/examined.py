@@ -156,6 +156,11 @@ def _advice(
             yield f"{told_of}: no faster here at any batch that was measured{why}; it saves bytes only."
         else:
             yield f"{told_of}: nothing here runs that pattern faster; it saves bytes only."
+    if tiny := sum(manifest.denormals.values()):
+        yield (
+            f"{tiny:,} numbers in {len(manifest.denormals)} tensors are too small for full precision, and processors "
+            "are slow with them: prunus.deploy.flush_denormals_ makes them zeros, as prunus export and deploy do."
+        )
     if not manifest.compacted and not patterns:
         yield "Its weights are stored dense, and nothing was cut out: it runs as the unpruned model does."
 

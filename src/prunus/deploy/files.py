@@ -16,6 +16,7 @@ from prunus.core.errors import SpecError, VerificationError, listed
 from prunus.deploy.atomic import MARK, new_folder
 from prunus.deploy.containers.grid import Matrix
 from prunus.deploy.containers.spec import Coding
+from prunus.deploy.denormals import denormals_of
 from prunus.deploy.manifest import (
     FileRecord,
     Manifest,
@@ -64,6 +65,10 @@ def save(
         notes: anything JSON that should travel along (the data's digest).
         texts: further files (name -> content) that belong to the folder, such as a report.
 
+    Saving is lossless, so numbers too small for full precision (denormal) stay; the manifest says how many of which
+    tensor there are. Make them zeros first with `prunus.deploy.flush_denormals_(result.model)`, or when the folder is
+    exported or deployed.
+
     Nothing is pickled. A folder that cannot be written whole is not written at all. Cost: some passes over the
     weights. Memory: beside the model, one tensor where it has to be brought to the CPU or made contiguous, and some
     megabytes; a compact model is made in memory first.
@@ -100,6 +105,7 @@ def save(
                 "mask_of": mask_of,
                 "parent": digest_of(parent) if isinstance(parent, nn.Module) else parent,
                 "metrics": {n: MetricRecord(before=b, after=a) for n, (b, a) in (metrics or {}).items()},
+                "denormals": denormals_of(state),
             }
         )
         (folder / MARK).write_bytes(manifest.sealed())

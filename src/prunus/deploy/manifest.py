@@ -181,6 +181,8 @@ class Manifest(_Record):
         mask_of: group name -> the tensor whose entries other than zero are its mask, which is then not stored.
         parent: SHA-256 of the dense model (`files.digest_of`).
         metrics: measured before and after.
+        denormals: tensor -> how many of its numbers are too small for full precision. They are kept as they are, and
+            slow to compute with (`flush_denormals_`).
 
     Version 1 knew the fields up to `notes`; all tensors are dense then. `model.safetensors` holds a packed tensor as
     its streams, `conv1.weight.bitmask` and `conv1.weight.values`.
@@ -203,6 +205,7 @@ class Manifest(_Record):
     mask_of: dict[str, str] = {}
     parent: Digest | None = None
     metrics: dict[str, MetricRecord] = {}
+    denormals: dict[str, Size] = {}
 
     @model_validator(mode="after")
     def _complete(self) -> "Manifest":

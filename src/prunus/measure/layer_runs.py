@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from importlib import metadata
+from itertools import pairwise
 from math import prod
 from typing import Any
 
@@ -28,8 +29,11 @@ class Runtime(ABC):
         """Of the library."""
 
     @abstractmethod
-    def prepared(self, shapes: Iterable[LayerShape], threads: int) -> list[Run]:
-        """Errors: `SpecError` for a type that it does not compute in, `MissingExtraError` where it is not installed."""
+    def prepared(self, shapes: Iterable[LayerShape], threads: int, times: int = 1) -> list[Run]:
+        """times: how many of the layer in a row; more than one only where its outputs are what it takes.
+
+        Errors: `SpecError` for a type that it does not compute in, `MissingExtraError` where it is not installed.
+        """
 
 
 @dataclass(frozen=True)
@@ -42,7 +46,7 @@ class Eager(Runtime):
     def version(self) -> str:
         return str(torch.__version__)
 
-    def prepared(self, shapes: Iterable[LayerShape], threads: int) -> list[Run]:
+    def prepared(self, shapes: Iterable[LayerShape], threads: int, times: int = 1) -> list[Run]:
         shapes = list(shapes)
         dtype = getattr(torch, shapes[0].dtype)
         most = [max(prod(f(s)) for s in shapes) for f in (_input, lambda s: s.weight, lambda s: (s.outputs,))]
@@ -53,7 +57,8 @@ class Eager(Runtime):
             return memory[: prod(shape)].view(shape)
 
         def one(s: LayerShape) -> Run:
-            return _called(s, cut(x, _input(s)), cut(w, s.weight), cut(b, (s.outputs,)) if s.bias else None)
+            run = _called(s, cut(x, _input(s)), cut(w, s.weight), cut(b, (s.outputs,)) if s.bias else None)
+            return run if times == 1 else lambda: [run() for _ in range(times)]
 
         return [one(s) for s in shapes]
 
@@ -69,19 +74,19 @@ def _called(shape: LayerShape, x: Tensor, w: Tensor, b: Tensor | None) -> Run:
 
 @dataclass(frozen=True)
 class OnnxRuntime(Runtime):
-    """A model of one node in ONNX Runtime, on the processor."""
+    """A model of that layer alone in ONNX Runtime, on the processor."""
 
     @property
     def version(self) -> str:
         return str(require("onnxruntime", extra="onnx", why="it is what is to be timed").__version__)
 
-    def prepared(self, shapes: Iterable[LayerShape], threads: int) -> list[Run]:
+    def prepared(self, shapes: Iterable[LayerShape], threads: int, times: int = 1) -> list[Run]:
         ort: Any = require("onnxruntime", extra="onnx", why="it is what is to be timed")
         options = ort.SessionOptions()
         options.intra_op_num_threads, options.log_severity_level = threads, 3
 
         def one(shape: LayerShape) -> Run:
-            session = ort.InferenceSession(one_node(shape), options, providers=["CPUExecutionProvider"])
+            session = ort.InferenceSession(in_a_row(shape, times), options, providers=["CPUExecutionProvider"])
             fed = {"x": torch.rand(_input(shape)).to(getattr(torch, shape.dtype)).numpy()}
             return lambda: session.run(None, fed)
 
@@ -90,18 +95,19 @@ class OnnxRuntime(Runtime):
 
 @dataclass(frozen=True)
 class OpenVino(Runtime):
-    """The same model of one node in OpenVINO, on the processor, computed in float32."""
+    """The same model in OpenVINO, on the processor, computed in float32."""
 
     @property
     def version(self) -> str:
         return metadata.version(require("openvino", extra="openvino", why="it is what is to be timed").__name__)
 
-    def prepared(self, shapes: Iterable[LayerShape], threads: int) -> list[Run]:
+    def prepared(self, shapes: Iterable[LayerShape], threads: int, times: int = 1) -> list[Run]:
         core: Any = require("openvino", extra="openvino", why="it is what is to be timed").Core()
         settings = {"INFERENCE_NUM_THREADS": threads, "INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY"}
 
         def one(shape: LayerShape) -> Run:
-            request = core.compile_model(core.read_model(one_node(shape)), "CPU", settings).create_infer_request()
+            model = core.read_model(in_a_row(shape, times))
+            request = core.compile_model(model, "CPU", settings).create_infer_request()
             fed = [torch.rand(_input(shape)).to(getattr(torch, shape.dtype)).numpy()]
             return lambda: request.infer(fed, share_inputs=True)
 
@@ -125,8 +131,8 @@ def runtime_named(name: str, device: str = "cpu") -> Runtime:
     return RUNTIMES[name]()
 
 
-def one_node(shape: LayerShape) -> bytes:
-    """An ONNX model of nothing but the layer, with random weights.
+def in_a_row(shape: LayerShape, times: int = 1) -> bytes:
+    """An ONNX model of nothing but the layer, so many times in a row, with random weights.
 
     Errors: `SpecError` for types other than float32 and float16, `MissingExtraError` without onnx.
     """
@@ -151,10 +157,11 @@ def one_node(shape: LayerShape) -> bytes:
         }
         if shape.transposed:
             more["output_padding"] = list(shape.output_padding)
-    node = onnx.helper.make_node(kind, ["x", *sizes], ["y"], **more)
+    names = ["x", *(f"h{i}" for i in range(1, times)), "y"]
+    nodes = [onnx.helper.make_node(kind, [a, *sizes], [b], **more) for a, b in pairwise(names)]
     x = onnx.helper.make_tensor_value_info("x", dtype, _input(shape))
     y = onnx.helper.make_tensor_value_info("y", dtype, None)
-    graph = onnx.helper.make_graph([node], "layer", [x], [y], held)
+    graph = onnx.helper.make_graph(nodes, "layer", [x], [y], held)
     model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)], ir_version=8)
     return bytes(model.SerializeToString())
 

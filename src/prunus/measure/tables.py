@@ -6,14 +6,10 @@ interpolated; a width counts as the next multiple of `step`, because kernels wor
 
 from __future__ import annotations
 
-import json
-import os
 import time
-import uuid
 import warnings
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from math import lcm
 from pathlib import Path
@@ -21,7 +17,8 @@ from typing import Any
 
 import torch
 
-from prunus.core.errors import PrunusError, PrunusWarning, SpecError
+from prunus.core.errors import PrunusWarning, SpecError
+from prunus.measure.kept import read_kept, unusable, write_kept
 from prunus.measure.layer_runs import Run, runtime_named
 from prunus.measure.layers import LayerShape
 from prunus.measure.machine import Machine, cache_folder, machine
@@ -30,7 +27,6 @@ from prunus.measure.timing import _no_collection, stopwatch, threads_of
 FORMAT = 1
 MOST = 8  # widths measured along each side of a layer
 FEWEST_ROUNDS, ROUNDS, ENOUGH_SECONDS, TOO_LONG = 7, 25, 0.25, 4.0
-LARGEST_FILE = 64 << 20
 Progress = Callable[[int, int], None]
 
 
@@ -213,20 +209,16 @@ class LatencyTables:
 
     def _read(self) -> dict[str, Table]:
         """What the file holds; nothing where there is none or it cannot be used, which is said."""
-        try:
-            if self.path.stat().st_size > LARGEST_FILE:
-                raise ValueError("it is larger than any such file")
-            told = json.loads(self.path.read_text(encoding="utf-8"))
-            if not isinstance(told, dict) or told.get("format") != FORMAT or not isinstance(told.get("tables"), dict):
-                raise ValueError("it has another form")
-            if not all(isinstance(v, dict) for v in told["tables"].values()):
-                raise ValueError("its tables have another form")
-            return {str(k): Table.from_dict(v) for k, v in told["tables"].items()}
-        except FileNotFoundError:
+        told = read_kept(self.path, form=FORMAT, what="latencies")
+        if told is None:
             return {}
-        except (OSError, ValueError, RecursionError) as error:
-            what = f"the cached latencies in {self.path} cannot be used ({error}): they are measured anew"
-            warnings.warn(PrunusWarning(what), stacklevel=3)
+        try:
+            tables = told.get("tables")
+            if not isinstance(tables, dict) or not all(isinstance(v, dict) for v in tables.values()):
+                raise ValueError("its tables have another form")
+            return {str(k): Table.from_dict(v) for k, v in tables.items()}
+        except ValueError as error:
+            unusable(self.path, "latencies", error)
             return {}
 
     def _write(self) -> None:
@@ -236,18 +228,7 @@ class LatencyTables:
             self.tables = self._read() | self.tables
         plain = {k: t.to_dict() for k, t in self.tables.items()}
         told = {"format": FORMAT, "machine": self.machine.to_dict(), "about": self.about, "tables": plain}
-        temporary = self.path.with_name(f".{self.path.name}.tmp-{os.getpid()}-{uuid.uuid4().hex[:8]}")
-        try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            temporary.write_text(json.dumps(told), encoding="utf-8")
-            temporary.replace(self.path)
-        except OSError as error:
-            raise PrunusError(
-                f"cannot write {self.path}: {error.strerror or error}. Set PRUNUS_CACHE to a folder that can be written"
-            ) from error
-        finally:
-            with suppress(OSError):
-                temporary.unlink(missing_ok=True)
+        write_kept(self.path, told)
 
 
 def _rounds(calls: Sequence[Run], clock: Callable[[Run], float]) -> list[list[float]]:

@@ -11,6 +11,7 @@ import pytest
 
 from prunus.deploy import kernels
 from prunus.deploy.kernels import build
+from prunus.measure.machine import cache_folder
 
 ROOT = Path(__file__).resolve().parents[3]
 SAY = "from prunus.deploy import kernels as k; print(k.available(), k.reason())"
@@ -19,7 +20,7 @@ SAY = "from prunus.deploy import kernels as k; print(k.available(), k.reason())"
 def said(code: str, **environment: str) -> str:
     run = subprocess.run(
         [sys.executable, "-c", code],
-        env={**os.environ, "PYTHONPATH": str(ROOT / "src"), **environment},
+        env={**os.environ, "PYTHONPATH": str(ROOT / "src"), "PRUNUS_CACHE": "", **environment},
         capture_output=True,
         text=True,
         check=True,
@@ -41,6 +42,18 @@ def test_a_compiler_that_fails_is_quoted(tmp_path: Path) -> None:
     found = said(SAY, CXX=str(broken), XDG_CACHE_HOME=str(tmp_path))
     assert found.startswith("False") and "ended with 3" in found and "no such luck" in found
     assert not list(tmp_path.rglob("*.so"))
+
+
+@pytest.mark.parametrize("name", ["PRUNUS_CACHE", "XDG_CACHE_HOME", ""])
+def test_it_lies_where_measurements_of_the_machine_lie(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("PRUNUS_CACHE", raising=False)
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    if name:
+        monkeypatch.setenv(name, str(tmp_path))
+    assert build.cache_folder() == cache_folder() / "kernels"
+    assert build.cache_folder().is_relative_to(tmp_path if name else Path.home())
 
 
 def test_a_library_that_is_none_is_refused(tmp_path: Path) -> None:

@@ -107,9 +107,12 @@ def _run(command: list[str]) -> None:
 
 
 def cache_folder() -> Path:
-    """Where libraries compiled at first use are kept: `prunus/kernels` in the user's cache folder."""
-    root = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
-    return Path(root) / "prunus" / "kernels"
+    """Where libraries compiled at first use are kept: `kernels` in `$PRUNUS_CACHE`, else in `prunus` in the user's
+    cache folder, as `measure.machine.cache_folder` has it, which needs more than the standard library.
+    """
+    if chosen := os.environ.get("PRUNUS_CACHE"):
+        return Path(chosen).expanduser() / "kernels"
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "prunus" / "kernels"
 
 
 def cached() -> Path:
