@@ -129,3 +129,29 @@ def test_layers_and_units(folder: Path, tmp_path: Path) -> None:
     assert report["bytes"] < report["bytes_read"] and "model.embed_tokens" in report["spanning"]
     assert (tmp_path / "narrow" / "tokenizer.json").is_file()
     assert (tmp_path / "narrow" / "pruning.json").is_file() != report["uniform"]
+
+
+def test_text_and_tensors_calibrate_a_model_of_two_towers(folder: Path, tmp_path: Path) -> None:
+    from safetensors.torch import save_file
+
+    sizes = {"hidden_size": 24, "intermediate_size": 40, "num_hidden_layers": 2, "num_attention_heads": 4}
+    texts = sizes | {"vocab_size": 300, "max_position_embeddings": 64, "eos_token_id": 0}
+    images = sizes | {"image_size": 32, "patch_size": 8}
+    torch.manual_seed(0)
+    model = transformers.CLIPModel(transformers.CLIPConfig(text_config=texts, vision_config=images, projection_dim=8))
+    model.save_pretrained(tmp_path / "clip")
+    (tmp_path / "pixels").mkdir()
+    save_file({"pixel_values": torch.randn(4, 3, 32, 32)}, tmp_path / "pixels" / "a.safetensors")
+    begin = ["prune", f"hf:{tmp_path / 'clip'}", "-m", "wanda", "--sparsity", 0.5, "--tokenizer", folder]
+    text = ["--calib", folder.parent / "text.txt", "--samples", 4]
+    both = [*begin, *text, "--calib", tmp_path / "pixels", "-o", tmp_path / "out", "--json"]
+    made = json.loads(call(*both).stdout)
+    assert "windows" in made["calibration"] and "1 batches of pixel_values" in made["calibration"]
+    towers = {
+        n: p for n, p in transformers.CLIPModel.from_pretrained(tmp_path / "out").named_parameters() if p.ndim == 2
+    }
+    for name, p in towers.items():
+        share = float((p == 0).double().mean())
+        assert share == pytest.approx(0.5 if ".layers." in name else 0.0, abs=0.01), name
+    alone = call(*begin, "--calib", tmp_path / "pixels", "-o", tmp_path / "images")
+    assert "no calibration batch comes to text_model.encoder.layers.*" in " ".join(alone.output.split())

@@ -346,7 +346,8 @@ def test_shards_may_be_links_and_lie_about_nothing(tmp_path: Path) -> None:
     assert torch.equal(Checkpoint(folder).read("b"), torch.arange(4.0) + 4)
     with pytest.raises(VerificationError, match="symbolic link"):
         Checkpoint.of(folder / SINGLE)  # shards that a run wrote are none
-    header = '{"a":{"dtype":"F32","shape":[4],"data_offsets":[0,16]},"%s":{"dtype":"%s","shape":[4],"data_offsets":[%s]}}'
+    first = '"a":{"dtype":"F32","shape":[4],"data_offsets":[0,16]}'
+    header = "{" + first + ',"%s":{"dtype":"%s","shape":[4],"data_offsets":[%s]}}'
     for name, dtype, place, why in (
         ("a", "F32", "16,32", "twice"),
         ("b", "F32", "0,16", "does not begin where"),

@@ -19,6 +19,7 @@ from prunus.engine.walk import blocks_in, chained, check_repeatable, walk
 if TYPE_CHECKING:
     from prunus.engine.session import Session
 
+UNREACHED = "no calibration batch comes to its block"
 OUTSIDE = "it lies in no block, and blocks are what this recipe goes through"
 
 
@@ -45,10 +46,12 @@ def swept(session: "Session", event: Event) -> Masks:
     recipe, known = settled(session, event, blocks, own), foretold(session)
     found = {g.name for groups in own.values() for g in groups}
     skipped = {g.name: OUTSIDE for g in session.groups if g.name not in found}
+    left = dict.fromkeys(found, UNREACHED)
     nothing: NothingScored | None = None
     scored = False
     for index, visit in enumerate(walk(session.model, session.task, blocks)):
         groups = own[visit.name]
+        left = {n: why for n, why in left.items() if n not in {g.name for g in groups}}
         if not groups:
             continue
         if index == 0:
@@ -72,7 +75,7 @@ def swept(session: "Session", event: Event) -> Masks:
         raise nothing or NothingScored(
             f"none of the {len(session.groups)} groups lies within one of the {len(blocks)} blocks: take sweep='model'"
         )
-    session.skipped = skipped
+    session.skipped = skipped | left
     return masks
 
 

@@ -18,6 +18,9 @@ from torch import Tensor, nn
 
 from prunus.core.errors import DataError, SpecError, StructureError
 from prunus.core.task import Batch, Task
+from prunus.engine.nested import equal
+from prunus.engine.nested import tensors as tensors
+from prunus.parts.evidence.mode import ranks
 
 _here = threading.local()
 
@@ -167,10 +170,12 @@ def walk(
     where it is given the task), or on all of them. Evaluation mode, no gradients, no key-value cache; everything is put
     back, also after an exception. `put` may lay what a block gave elsewhere, nested tensors as they are, and `take`
     brings it back. `run_block` may do something else than call a block; it is given the batches in order.
+    Batches may be of several kinds (text, images, both): a block is visited with those that reach it, and of blocks at
+    which some wait the one that comes first in `blocks`. Then all of them run to the end.
 
     Cost: one forward in all, less what lies behind the last block; the inputs of one block for all batches in memory.
-    Errors: `DataError` where there is no batch; `StructureError` where batches take different ways through the blocks,
-    or a block is called again.
+    Errors: `DataError` where there is no batch; `StructureError` where a block is called again, or after batches of
+    another kind have passed it, or where several processes have batches of several kinds.
     """
     with ExitStack() as stack:
         stack.enter_context(_instead(blocks.values(), _stopped))
@@ -186,27 +191,25 @@ def walk(
         if not runs:
             raise DataError("the calibration data yields no batch: pass at least one in Task(calib=...)")
         passed: set[str] = set()
-        while (name := _where(runs)) is not None:
-            if name in passed:
-                raise StructureError(
-                    f"{name} is called more than once in a forward, so it cannot be pruned before the model goes on: "
-                    f"take sweep='model'"
-                )
-            calls = _Calls(runs, take)
+        mixed = False
+        while (name := _where(runs, blocks, passed)) is not None:
+            here = [r for r in runs if r.at == name]
+            calls = _Calls(here, take)
             yield Visit(name, blocks[name], calls)
             passed.add(name)
-            last = len(passed) == len(blocks)
+            mixed = mixed or len(here) < len(runs)  # some may come to a block that has been passed
+            last = len(passed) == len(blocks) and not mixed
             if last and not through:
                 return
             ending = last and through != "all"
-            for index, run in enumerate(runs[:1] if ending else runs):
+            for index, run in enumerate(here[:1] if ending else here):
                 with torch.no_grad():
                     output = put(run_block(name, blocks[name], calls[index]))
                 calls.drop(index)
                 run.go_on(output)
                 del output
             if ending:
-                runs = runs[:1]
+                runs = here[:1]
 
 
 def _leave(runs: list[_Run]) -> None:
@@ -214,16 +217,21 @@ def _leave(runs: list[_Run]) -> None:
         run.leave()
 
 
-def _where(runs: list[_Run]) -> str | None:
-    """The block at which all batches wait; None where all forwards are over."""
+def _where(runs: list[_Run], blocks: Iterable[str], passed: set[str]) -> str | None:
+    """The block to visit next, of those at which batches wait; None where all forwards are over."""
     places = {r.at for r in runs}
-    if len(places) > 1:
+    if len(places) > 1 and ranks() > 1:
         told = " and ".join(sorted(repr(p) if p else "the end" for p in places))
         raise StructureError(
-            f"calibration batches take different ways through the model: some wait at {told}. Pass batches of one kind "
-            f"(all with images, or none)"
+            f"calibration batches take different ways through the model: some wait at {told}. With several processes, "
+            f"pass batches of one kind (all with images, or none)"
         )
-    return places.pop()
+    if again := places & passed:
+        raise StructureError(
+            f"{min(map(str, again))} is called more than once in a forward, or by batches of another kind once it has "
+            f"been pruned, so it cannot be pruned before the model goes on: take sweep='model', or batches of one kind"
+        )
+    return next((n for n in blocks if n in places), None)
 
 
 def _stopped(module: nn.Module, own: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -256,11 +264,12 @@ CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 def blocks_in(model: nn.Module, task: Task | None = None) -> dict[str, nn.Module]:
     """The blocks of a model by their paths: the entries of its outermost lists, each of which runs once in a forward.
 
-    With a task one calibration batch is run, and lists of which an entry runs twice or never are passed over (the lists
-    within their entries are looked at). Without one, all lists are believed. A model without any is one block, with
+    With a task one calibration batch of every kind is run, and lists that never run are passed over, as are those of
+    which an entry runs twice, or never while others do (the lists within their entries are looked at). Without one, all
+    lists are believed. A model without any is one block, with
     the path "".
     """
-    counts = None if task is None else _counted(model, task)
+    counts = None if task is None else [_counted(model, batch, task) for batch in _kinds(task)]
     found: dict[str, nn.Module] = {}
     for path, container in model.named_modules():
         inside = any(path == n or path.startswith(f"{n}.") for n in found)
@@ -270,7 +279,8 @@ def blocks_in(model: nn.Module, task: Task | None = None) -> dict[str, nn.Module
         weighty = {n: m for n, m in entries.items() if any(True for _ in m.parameters())}
         if len(weighty) < 2 or any(isinstance(m, CONTAINERS[1:]) for m in weighty.values()):
             continue
-        if counts is None or all(counts.get(n) == 1 for n in weighty):
+        times = [{one.get(n, 0) for n in weighty} for one in counts or ()]
+        if counts is None or ({1} in times and all(t in ({0}, {1}) for t in times)):
             found |= weighty
     return found or {"": model}
 
@@ -279,7 +289,7 @@ def chained(model: nn.Module, task: Task, blocks: Mapping[str, nn.Module]) -> se
     """The blocks of those lists whose second entry is given something else when the first one gives something else.
 
     Layers of a network are; experts and branches, which all read the same, are not. Cost: two forwards up to there for
-    every list.
+    every list and every kind of batches until one reaches it.
     """
     lists: dict[str, list[str]] = {}
     for name in blocks:
@@ -288,14 +298,18 @@ def chained(model: nn.Module, task: Task, blocks: Mapping[str, nn.Module]) -> se
     return {n for path, names in lists.items() if path in pairs and _depends(model, task, *pairs[path]) for n in names}
 
 
-def _first(task: Task) -> Batch:
+def _kinds(task: Task) -> list[Batch]:
+    """The first calibration batch of every kind: of every set of keywords."""
+    found: dict[Any, Batch] = {}
     for batch in task.calibration():
-        return batch
-    raise DataError("the calibration data yields no batch: pass at least one in Task(calib=...)")
+        found.setdefault(frozenset(batch) if isinstance(batch, Mapping) else type(batch), batch)
+    if not found:
+        raise DataError("the calibration data yields no batch: pass at least one in Task(calib=...)")
+    return list(found.values())
 
 
-def _counted(model: nn.Module, task: Task) -> dict[str, int]:
-    """How often each entry of a list runs on the first batch."""
+def _counted(model: nn.Module, batch: Batch, task: Task) -> dict[str, int]:
+    """How often each entry of a list runs on a batch."""
     counts: dict[str, int] = {}
     entries = {
         f"{path}.{k}" if path else k: m
@@ -311,12 +325,16 @@ def _counted(model: nn.Module, task: Task) -> dict[str, int]:
         return own(*args, **kwargs)
 
     with _instead(entries.values(), count), _evaluating(model), torch.no_grad():
-        task.outputs(model, _first(task))
+        task.outputs(model, batch)
     return counts
 
 
 def _depends(model: nn.Module, task: Task, first: nn.Module, second: nn.Module) -> bool:
     """Whether what reaches one module changes with what another one gives."""
+    return any(_moves(model, task, batch, first, second) for batch in _kinds(task))
+
+
+def _moves(model: nn.Module, task: Task, batch: Batch, first: nn.Module, second: nn.Module) -> bool:
     seen: list[list[Tensor]] = []
     change = False
 
@@ -333,9 +351,11 @@ def _depends(model: nn.Module, task: Task, first: nn.Module, second: nn.Module) 
 
     for change in (False, True):  # noqa: B007 (`watched` reads it)
         with _instead((first, second), watched), _evaluating(model), torch.no_grad(), suppress(_Left):
-            task.outputs(model, _first(task))
+            task.outputs(model, batch)
+    if len(seen) < 2:  # a batch that does not come there
+        return False
     one, other = seen
-    return [t.shape for t in one] != [t.shape for t in other] or not all(map(_equal, one, other))
+    return [t.shape for t in one] != [t.shape for t in other] or not all(map(equal, one, other))
 
 
 @contextmanager
@@ -366,24 +386,8 @@ def check_repeatable(visit: Visit) -> None:
     """
     with torch.no_grad():
         one, other = (list(tensors(called(visit.block, visit.calls[0]))) for _ in range(2))
-    if [t.shape for t in one] != [t.shape for t in other] or not all(map(_equal, one, other)):
+    if [t.shape for t in one] != [t.shape for t in other] or not all(map(equal, one, other)):
         raise SpecError(
             f"{visit.name or 'the model'} gives something else when it runs again on the same input: it draws random "
             f"numbers, or keeps something from call to call (pass use_cache=False in the batches, if it is a cache)"
         )
-
-
-def _equal(a: Tensor, b: Tensor) -> bool:
-    return torch.equal(a, b) or (a.is_floating_point() and torch.allclose(a, b, 0.0, 0.0, equal_nan=True))
-
-
-def tensors(output: Any) -> Iterator[Tensor]:
-    """The tensors in nested arguments or outputs."""
-    if isinstance(output, Tensor):
-        yield output
-    elif isinstance(output, Mapping):
-        for value in output.values():
-            yield from tensors(value)
-    elif isinstance(output, list | tuple):
-        for value in output:
-            yield from tensors(value)

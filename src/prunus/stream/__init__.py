@@ -3,5 +3,6 @@
 from prunus.stream.folder import prune_folder
 from prunus.stream.result import Streamed
 from prunus.stream.shrunk import Shrunk
+from prunus.stream.towers import by_tower
 
-__all__ = ["Shrunk", "Streamed", "prune_folder"]
+__all__ = ["Shrunk", "Streamed", "by_tower", "prune_folder"]

@@ -130,7 +130,7 @@ def _alone(run: Run, blocks: Mapping[str, nn.Module]) -> Iterator[Visit]:
 def _dense(run: Run, blocks: Mapping[str, nn.Module]) -> Iterator[Visit]:
     """The blocks, reached by the data."""
     with run.skeleton.on_demand(blocks):
-        reached = walk(run.skeleton.model, Task(calib=run.batches), blocks, put=run.put, take=run.take)
+        reached = walk(run.skeleton.model, run.task, blocks, put=run.put, take=run.take)
         for at, visit in enumerate(run.skeleton.loaded(reached, blocks, reads(run.skeleton))):
             visit.block.to(run.device)
             if not at:

@@ -23,7 +23,7 @@ from prunus.core.errors import Problems, PrunusError, SpecError
 from prunus.core.evidence import Evidence
 from prunus.core.groups import Group
 from prunus.core.recipe import Recipe
-from prunus.core.task import Batch
+from prunus.core.task import Batch, Task
 from prunus.deploy.atomic import new_folder
 from prunus.deploy.hf import NOTE
 from prunus.engine.walk import Call
@@ -45,6 +45,7 @@ from prunus.stream.shards import INDEX, Checkpoint, write_shard
 from prunus.stream.shelf import Shelf, moved
 from prunus.stream.skeleton import Skeleton
 from prunus.stream.state import State
+from prunus.stream.towers import by_tower
 
 CONFIG = "config.json"
 SHORT = 64
@@ -119,6 +120,11 @@ class Run:
     on_block: OnBlock | None
     device: str = "cpu"
     notes: list[str] = field(default_factory=list)
+
+    @property
+    def task(self) -> Task:
+        """The calibration data, each batch for the towers that it has something for."""
+        return Task(calib=self.batches, forward=by_tower)
 
     @property
     def example(self) -> Any:
