@@ -15,6 +15,7 @@ from torch import Tensor, nn
 import prunus
 from prunus import methods
 from prunus.core.part import Reconstruction
+from prunus.core.symmetric import Symmetric
 from prunus.engine import waves
 from prunus.lab import zoo
 from prunus.parts.granularity import Channel, Element
@@ -116,8 +117,8 @@ def test_units_come_one_by_one(passes: list[tuple[int, int]]) -> None:
 def test_a_shared_input_has_one_second_moment(monkeypatch: pytest.MonkeyPatch) -> None:
     """Two batches, eight distinct inputs (four in each block) and the head's."""
     found: list[int] = []
-    moment = waves.add_second_moment_
-    monkeypatch.setattr(waves, "add_second_moment_", lambda h, x: (found.append(len(x)), moment(h, x))[1])
+    moment = Symmetric.add_products_
+    monkeypatch.setattr(Symmetric, "add_products_", lambda h, x: (found.append(len(x)), moment(h, x))[1])
     rebuilt(llama(), BiasCompensation())
     assert len(found) == 2 * (2 * 4 + 1)
 
@@ -145,9 +146,9 @@ def test_convolutions_share_patches_of_one_geometry_only(
     rebuilt(net, BiasCompensation())
     assert passes == [(5, 5)]
     found: list[int] = []
-    moment = waves.add_second_moment_
+    moment = Symmetric.add_products_
     with monkeypatch.context() as patch:
-        patch.setattr(waves, "add_second_moment_", lambda h, x: (found.append(x.shape[1]), moment(h, x))[1])
+        patch.setattr(Symmetric, "add_products_", lambda h, x: (found.append(x.shape[1]), moment(h, x))[1])
         rebuilt(net, BiasCompensation())
     assert sorted(found) == sorted(2 * [27, 3, 27, 9, 9, 9])  # a and e share theirs
     same_as_alone(monkeypatch, net, ObsUpdate())

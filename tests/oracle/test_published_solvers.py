@@ -25,11 +25,11 @@ import prunus
 from prunus import methods
 from prunus.core.errors import DataError, PrunusWarning
 from prunus.core.layer import Layer
+from prunus.core.symmetric import Symmetric
 from prunus.engine.rebuild import chooser
 from prunus.parts.allocation import NofM
-from prunus.parts.evidence.curvature import settled
 from prunus.parts.reconstruct import ObsUpdate
-from prunus.parts.reconstruct.solve import upper
+from prunus.parts.reconstruct.solve import factored, restore_, upper_
 from prunus.parts.reconstruct.surgeon import precision
 from tests.oracle.linear import inputs, layer_of, run
 
@@ -280,11 +280,44 @@ def test_when_float32_is_used() -> None:
 @pytest.mark.parametrize("width", [1, 5, 256, 257, 520])
 def test_the_upper_factor(width: int) -> None:
     h = layer_of(inputs(3 * width + 2, width), 1).gram
-    m, there = upper(h.clone())  # it takes the place of what it is the factor of
-    assert there and torch.equal(m, m.triu()) and torch.allclose(m @ m.T, h)
-    assert bool((m.diagonal() > 0).all())
-    h[0, 0] = -1.0
-    assert not upper(h)[1]
+    half = Symmetric.of(h)
+    assert torch.allclose(half.whole(), h) and torch.equal(half.diagonal(), h.diagonal())
+    assert upper_(half) == 0  # it takes the place of what it is the factor of
+    m = half.corner(slice(0, width))
+    assert torch.allclose(m @ m.T, h) and bool((m.diagonal() > 0).all())
+    low, high = width // 3, width // 2
+    for columns, part in half.upper(slice(low, high), slice(high, width)):
+        assert torch.equal(part, m[low:high, columns])
+    restore_(half, 0)
+    assert torch.allclose(half.whole(), h)
+
+
+@pytest.mark.parametrize("at", [0, 255, 256, 400, 519])
+def test_a_matrix_without_a_factor_is_as_it_was(at: int) -> None:
+    h = layer_of(inputs(1600, 520), 1).gram
+    h[at, at] = -1.0
+    half = Symmetric.of(h)
+    done = upper_(half)
+    assert done == 1 + at // 256
+    restore_(half, done)
+    assert torch.allclose(half.whole(), h)
+
+
+def test_sums_of_products_are_those_of_whole_matrices() -> None:
+    x = inputs(900, 300)
+    half = Symmetric.zeros(300).add_products_(x[:500]).add_products_(x[500:].float()).div_(900)
+    assert torch.allclose(half.whole(), x.T @ x / 900, rtol=1e-6, atol=1e-8)
+    twice = half.plus(half.clone())
+    assert torch.equal(twice.whole(), 2 * half.whole())
+
+
+def test_layers_that_are_fed_the_same_are_factored_once() -> None:
+    layer = layer_of(inputs(900, 300), 4)
+    apart_ = [run(ObsUpdate(), replace(layer, w=w)).w for w in (layer.w, -layer.w.flip(0))]
+    half = Symmetric.of(layer.gram)
+    both = [replace(layer, w=w, gram=half) for w in (layer.w, -layer.w.flip(0))]
+    together = [run(ObsUpdate(), one).w for one in both]
+    assert half.factored is not None and all(map(torch.equal, apart_, together))
 
 
 @pytest.mark.parametrize("part", [ObsUpdate(damp=0.0), ObsUpdate(damp=1e-16)])
@@ -299,7 +332,7 @@ def test_a_failing_factor_gets_ten_times_the_damping_and_says_so(part: ObsUpdate
 
 def settled_at(layer: Layer, damp: float) -> float:
     with pytest.warns(PrunusWarning):
-        return settled(layer.gram, damp, "x", upper)[1]
+        return factored(Symmetric.of(layer.gram), damp, "x").used
 
 
 def test_damping_ends_at_the_mean_diagonal() -> None:

@@ -54,7 +54,10 @@ def test_surgeon_and_experts(tmp_path: Path) -> None:
     # Queries, keys and values share a sum, gate and up do, the other two have their own.
     assert found.moments == pytest.approx(3 * 2 * 72 * (3 * 24**2 + 40**2))
     each = [(24, 24), (12, 24), (12, 24), (24, 24), (40, 24), (40, 24), (24, 40)]
-    assert found.solve == pytest.approx(3 * sum(i**3 / 3 + o * i * i for o, i in each))
+    shared = [3, 3, 3, 1, 2, 2, 1]
+    assert found.solve == pytest.approx(
+        3 * sum(i**3 / 3 / n + o * i * i for (o, i), n in zip(each, shared, strict=True))
+    )
     assert found.gram == {"block": 8 * (24**2 + 40**2), "wave": 8 * 40**2}
     _, folder = saved("mixtral", tmp_path / "experts")
     stacked = plan(folder, "sparsegpt", samples=6, length=12, rates=RATES)

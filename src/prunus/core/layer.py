@@ -2,33 +2,60 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from prunus.core.groups import Group
+from prunus.core.symmetric import Symmetric
 from prunus.core.task import Task
 
 Choose = Callable[[Float[Tensor, "out b"], slice], Bool[Tensor, "out b"]]
 """`(scores, columns) -> keep`: of a block of columns, what stays at the layer's share; higher scores stay."""
 
 
+if TYPE_CHECKING:
+    Gram = Tensor
+else:
+    Gram = Float[Tensor, "in in"] | Symmetric
+
+
+class _Wide:
+    """A field that is given as it is stored (`given`), and read as a whole matrix in float64."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def __get__(self, layer: Any, owner: type | None = None) -> Any:
+        if layer is None:
+            return self
+        given = layer.__dict__[f"{self.name} given"]
+        if isinstance(given, Tensor) and given.dtype == torch.float64:
+            return given
+        if self.name not in layer.__dict__:
+            layer.__dict__[self.name] = given.double() if isinstance(given, Tensor) else given.whole()
+        return layer.__dict__[self.name]
+
+    def __set__(self, layer: Any, given: Tensor | Symmetric) -> None:
+        layer.__dict__[f"{self.name} given"] = given
+
+
 @dataclass(frozen=True, eq=False)
 class Layer:
-    """One linear map y = w x + b, with what is known of its inputs. All numbers here are float64.
+    """One linear map y = w x + b, with what is known of its inputs. All numbers here are read as float64.
 
     A convolution is the map of its unfolded patches, `[out, in*kh*kw]`; one with groups comes as several layers.
 
     Attributes:
         name: the weight's parameter name.
-        w: `[out, in]`, the weights before this event zeroes anything.
+        w: `[out, in]`, the weights before this event zeroes anything; may be given in the type they are stored in.
         bias: `[out]`, or None.
         keep: `[out, in]`, what the masks keep: scattered for single weights, whole columns for units of the layer
             before.
         gram: `[in, in]`, the mean of x x^T over samples and positions, with the layers before this one as they are by
-            now (pruned and rebuilt).
+            now (pruned and rebuilt). May be given as a `Symmetric`, which `half` hands on.
         mean: `[in]`, the mean of x.
         count: how many x these are means of.
         unit: `[in]`, which unit of the group that is removed a column belongs to; -1 for none, and for single weights.
@@ -48,7 +75,7 @@ class Layer:
     w: Float[Tensor, "out in"]
     bias: Float[Tensor, "out"] | None
     keep: Bool[Tensor, "out in"]
-    gram: Float[Tensor, "in in"]
+    gram: Gram
     mean: Float[Tensor, "in"]
     count: int
     unit: Int[Tensor, "in"]
@@ -59,6 +86,25 @@ class Layer:
     box: Int[Tensor, "in"] | None = None
     parts: int = 1
     stored: torch.dtype = torch.float64
+
+    @property
+    def width(self) -> int:
+        """How many inputs."""
+        return self.keep.shape[1]
+
+    @property
+    def stored_w(self) -> Float[Tensor, "out in"]:
+        """The weights in the type in which they were given; not to be written to."""
+        found: Tensor = self.__dict__["w given"]
+        return found
+
+    @property
+    def half(self) -> Symmetric:
+        """`gram` as it was given, to be factored in its place by a reconstruction that does so with all layers that
+        share it; a copy where it was given whole.
+        """
+        given = self.__dict__["gram given"]
+        return given if isinstance(given, Symmetric) else Symmetric.of(given)
 
     @property
     def whole_columns(self) -> bool:
@@ -86,6 +132,10 @@ class Layer:
         so_far, to_come = self.block.cummax(0).values, self.block.flip(0).cummin(0).values.flip(0)
         ends = (so_far[:-1] < to_come[1:]).nonzero()
         return int(ends[0]) + 1 if len(ends) else len(self.block)
+
+
+for _name in ("w", "gram"):
+    setattr(Layer, _name, _Wide(_name))
 
 
 class Update(NamedTuple):

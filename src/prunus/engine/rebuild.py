@@ -32,7 +32,7 @@ def rebuilt(session: "Session", masks: Masks) -> Masks:
     In the order in which the network first uses what reads them: statistics of a group's readers' inputs are those with
     the groups before it pruned and rebuilt and this one still whole, then its readers are rebuilt, then its units are
     zeroed. Groups fed by the same tensor share a pass and its moments (`waves`), which changes no bit of the result.
-    Cost: one forward over the calibration batches per wave, and float64 `[in, in]` per distinct input of a wave.
+    Cost: one forward over the calibration batches per wave, and half of a float64 `[in, in]` per distinct input of it.
     Groups that nothing visible reads keep their masks without a reconstruction; a warning names them.
     Where a reconstruction goes by more than inputs (`asks`), that is gathered instead, once, of the model as it was.
     Errors: `StructureError` where that is so for every group; `DataError` for NaN or infinite inputs.
@@ -85,14 +85,13 @@ def rebuilt_group(
     """Rebuild the readers of one group: its mask, how many layers they are, and those without the bias to write to."""
     part = session.recipe.reconstruct
     assert part is not None
-    found = list(layers(session, group, mask, read))
-    bare: list[str] = []
-    for spot, layer in found:
+    own, count, bare = mask.clone(memory_format=torch.contiguous_format), 0, list[str]()
+    for count, (spot, layer) in enumerate(layers(session, group, mask, read), 1):  # noqa: B007 (how many there were)
         update = part(layer, chooser(layer))
         if not write_(session, spot, update):
             bare.append(spot.use.name)
-        mask = chosen(group, spot, layer, update, mask)
-    return mask, len(found), bare
+        own = chosen(group, spot, layer, update, own)
+    return own, count, bare
 
 
 def report(part: str, unseen: list[str], bare: list[str], pruned: int) -> None:
@@ -132,37 +131,43 @@ def layers(session: "Session", group: Group, mask: Bool[Tensor, "*units"], read:
         if group.movable and (member.dim != use.in_axis or use.groups > 1):
             continue
         # One tensor axis of the parameter is the input, the other the output; kernels go with the input.
-        whole = matrix(use, p.detach()).to(torch.float64, copy=True)
-        keep, allowed = (matrix(use, group.spread(member, m, p.shape)) for m in (mask, may))
+        keep, allowed = (group.spread(member, m, p.shape) for m in (mask, may))
         bias = None if use.bias is None else session.parameters[use.bias].detach().double()
-        each = len(whole) // use.groups
+        out, width = sizes(use, p)
+        each = out // use.groups
         for g, mean in enumerate(read.means(name)):
             rows = slice(g * each, (g + 1) * each)
             layer = Layer(
                 name=name,
-                w=whole[rows],
+                w=copied(own_rows(use, p.detach(), rows).reshape(each, width)),
                 bias=None if bias is None else bias[rows].clone(),
-                keep=keep[rows].clone(),
-                gram=mean.gram,
+                keep=own_rows(use, keep, rows).reshape(each, width),
+                gram=mean.gram,  # type: ignore[arg-type]  # which reads as a tensor
                 mean=mean.sum,
                 count=mean.n,
-                unit=units_of(group, member, use, whole.shape[1]).to(whole.device),
+                unit=units_of(group, member, use, width).to(p.device),
                 made_by=made_by(session, group),
-                allowed=allowed[rows].clone(),
-                block=None if pattern is None else pattern.to(whole.device),
+                allowed=own_rows(use, allowed, rows).reshape(each, width),
+                block=None if pattern is None else pattern.to(p.device),
                 free=free(session, group, patterned=pattern is not None),
-                box=None if (box := boxes(session, group, use)) is None else box.to(whole.device),
+                box=None if (box := boxes(session, group, use)) is None else box.to(p.device),
                 parts=group.parts,
                 stored=p.dtype,
             )
             yield Spot(use, member, rows), layer
 
 
-def matrix(use: Use, tensor: Tensor) -> Shaped[Tensor, "out in"]:
-    """A tensor of the parameter's shape as `[out, in]`: kernels with the input, a stack's matrices below each other."""
+def copied(w: Tensor) -> Tensor:
+    """Weights that reading them as float64 copies, or a copy."""
+    return w.clone() if w.dtype == torch.float64 else w
+
+
+def sizes(use: Use, tensor: Tensor) -> tuple[int, int]:
+    """Rows and columns of a tensor as a matrix: kernels with the input, a stack's matrices below each other."""
     if use.shares:
-        return (tensor if use.in_axis == 2 else tensor.mT).reshape(-1, tensor.shape[use.in_axis])
-    return (tensor if use.in_axis == 1 else tensor.T).reshape(tensor.shape[1 - use.in_axis], -1)
+        return len(tensor) * tensor.shape[3 - use.in_axis], tensor.shape[use.in_axis]
+    out = tensor.shape[1 - use.in_axis]
+    return out, tensor.numel() // out
 
 
 def own_rows(use: Use, tensor: Tensor, rows: slice) -> Shaped[Tensor, "rows ..."]:
@@ -276,15 +281,14 @@ def write_(session: "Session", spot: Spot, update: Update) -> bool:
 
 
 def chosen(group: Group, spot: Spot, layer: Layer, update: Update, mask: Tensor) -> Tensor:
-    """The group's mask as a reconstruction that selects by itself left it."""
+    """The group's mask as a reconstruction that selects by itself left it; written into the one that is given."""
     if torch.equal(update.keep, layer.keep):
         return mask
     if layer.box is not None:
         kept, some = (f(update.keep[:, layer.box_columns], 2) for f in (torch.all, torch.any))
         if torch.equal(kept, some):
-            whole = mask.clone()
-            whole[spot.rows] = kept
-            return whole
+            mask[spot.rows] = kept
+            return mask
     if group.members[0].tile is not None:
         raise StructureError(
             f"the units of {group.name} are boxes of a weight, and the reconstruction chose single ones: use one that "
@@ -293,10 +297,9 @@ def chosen(group: Group, spot: Spot, layer: Layer, update: Update, mask: Tensor)
     if not layer.free:
         raise StructureError(f"the units of {group.name} are not {layer.name}'s alone to choose: take layer.keep")
     if group.elementwise:
-        whole = mask.clone().reshape(group.weight)
-        rows = own_rows(spot.use, whole, spot.rows)
+        rows = own_rows(spot.use, mask.view(group.weight), spot.rows)
         rows.copy_(update.keep.reshape(rows.shape))
-        return whole.reshape(mask.shape)
+        return mask
     kept = torch.zeros(group.units, dtype=torch.bool, device=mask.device)
     kept[layer.unit[update.keep.any(0) & (layer.unit >= 0)]] = True
     return kept.reshape(mask.shape)

@@ -3,7 +3,6 @@
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import replace
-from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -13,11 +12,11 @@ from torch.overrides import TorchFunctionMode
 
 from prunus.core.errors import DataError
 from prunus.core.groups import Group, Member
+from prunus.core.symmetric import Symmetric
 from prunus.engine.agreement import check_agreement
 from prunus.engine.decide import sources_of
 from prunus.engine.walk import tensors
 from prunus.parts.evidence.capture import TRANSPOSES, Use, captured
-from prunus.parts.evidence.curvature import add_second_moment_
 from prunus.parts.evidence.mode import ranks
 
 if TYPE_CHECKING:
@@ -30,19 +29,19 @@ Identity = tuple[Any, ...]
 class Moments(NamedTuple):
     """Sums of x x^T and of x over n of them."""
 
-    gram: Tensor
+    gram: Symmetric
     sum: Tensor
     n: int
 
     @classmethod
     def none(cls, x: Float[Tensor, "samples in"]) -> "Moments":
         """Of no samples, for some like these."""
-        zeros = partial(torch.zeros, dtype=torch.float64, device=x.device)
-        return cls(zeros(x.shape[1], x.shape[1]), zeros(x.shape[1]), 0)
+        width = x.shape[1]
+        return cls(Symmetric.zeros(width, x.device), torch.zeros(width, dtype=torch.float64, device=x.device), 0)
 
     def and_these(self, x: Float[Tensor, "samples in"]) -> "Moments":
         """With more samples, in the memory of these."""
-        return Moments(add_second_moment_(self.gram, x), self.sum.add_(x.sum(0, dtype=torch.float64)), self.n + len(x))
+        return Moments(self.gram.add_products_(x), self.sum.add_(x.sum(0, dtype=torch.float64)), self.n + len(x))
 
     def copy(self) -> "Moments":
         return Moments(self.gram.clone(), self.sum.clone(), self.n)
@@ -50,7 +49,7 @@ class Moments(NamedTuple):
     def and_(self, other: "Moments") -> "Moments":
         if not self.n or not other.n:  # matrices of a stack that multiply nothing
             return self if self.n else other
-        return Moments(self.gram + other.gram, self.sum + other.sum, self.n + other.n)
+        return Moments(self.gram.plus(other.gram), self.sum + other.sum, self.n + other.n)
 
     def means(self) -> "Moments":
         """Means instead of sums, in the memory of these."""
@@ -59,7 +58,7 @@ class Moments(NamedTuple):
     def of_all_ranks(self) -> "Moments":
         """Sums over the samples of all processes of a distributed run, in the memory of these."""
         n = torch.tensor(self.n, dtype=torch.float64, device=self.gram.device)
-        for each in (self.gram, self.sum, n):
+        for each in (*self.gram.panels, self.sum, n):
             torch.distributed.all_reduce(each)
         return Moments(self.gram, self.sum, int(n))
 
@@ -127,7 +126,7 @@ def waves(session: "Session", pruned: Callable[[Group], bool]) -> Iterator[tuple
     Groups come together (queries, keys and values; gate and up) if they are single weights whose inputs are the very
     same tensor, and nothing that rebuilding one of them changes is used before that tensor is there: then it is what
     it would be if they came one by one, bit for bit. Cost: one forward over the calibration batches for each such wave,
-    whose moments alone are held: float64 `[in, in]` for every distinct input.
+    whose moments alone are held: half of a float64 `[in, in]` for every distinct input.
     """
     uses, order = in_order(session)
     if ranks() > 1:

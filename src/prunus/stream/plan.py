@@ -20,6 +20,7 @@ from torch import nn
 from prunus.core.errors import SpecError, require
 from prunus.core.recipe import Recipe
 from prunus.core.rows import rows_top_k
+from prunus.core.symmetric import numbers
 from prunus.engine.prepare import resolve_recipe
 from prunus.engine.walk import blocks_in
 from prunus.parts.evidence.ahead import ForwardDifferenceEvidence, OutlierShareEvidence, TailExponentEvidence
@@ -28,7 +29,7 @@ from prunus.stream.shards import INDEX, Checkpoint
 from prunus.stream.skeleton import built
 
 WIDE = 8
-"""Bytes of a float64, in which x x^T is summed up."""
+"""Bytes of a float64, in which half of x x^T is summed up."""
 PASSES = {"none": 1, "inputs": 2, "surgeon": 5}
 """Forwards of a block: one with its new weights; one to score it; for every wave of layers one (a decoder block has
 four: queries, keys and values; their output; gate and up; down)."""
@@ -146,11 +147,11 @@ def plan(folder: str | Path, recipe: Recipe | str, *, samples: int, length: int,
     for one in (m for ms in each for m in ms):
         seen = tokens * (share if one.count > 1 else 1.0)  # by all matrices of a stack together
         if kind == "surgeon":
-            wide += 2 * seen * one.width**2 / shared_by(one)
-            solve += one.count * operations(recipe)(one.out, one.width)
+            wide += 2 * seen * numbers(one.width) / shared_by(one)
+            solve += one.count * operations(recipe)(one.out, one.width, shared_by(one))
     waiting = tokens * hidden * item
     most = [{w: max(m.count for m in ms if m.width == w) for w in {m.width for m in ms}} for ms in each]
-    grams = [{w: WIDE * w**2 * count for w, count in one.items()} for one in most]
+    grams = [{w: WIDE * numbers(w) * count for w, count in one.items()} for one in most]
     wave = max(max(g.values(), default=0) for g in grams)
     block = item * max(sizes)
     inner = {id(p) for b in blocks.values() for p in b.parameters()}
@@ -237,9 +238,9 @@ def values_of(out: int, width: int) -> float:
     return 4 * m * n**2 - 4 * n**3 / 3
 
 
-def operations(recipe: Recipe) -> Callable[[int, int], float]:
+def operations(recipe: Recipe) -> Callable[[int, int, int], float]:
     """The FLOPs of solving a layer, as the recipe's reconstruction says them."""
-    found: Callable[[int, int], float] = getattr(recipe.reconstruct, "operations")  # noqa: B009 (not all have it)
+    found: Callable[[int, int, int], float] = getattr(recipe.reconstruct, "operations")  # noqa: B009 (not all have it)
     return found
 
 
@@ -300,10 +301,9 @@ def at_once(kind: str, item: int, size: int, largest: Matrices, grams: list[dict
     # Stacks of experts are scored too, which takes the sums of the whole block.
     sums = max((sum(g.values()) if largest.count > 1 else max(g.values(), default=0)) for g in grams)
     single = largest.size // largest.count
-    # x x^T, its factor in a matrix of its own, and a quarter of that in float32; a layer in float64, three times in
-    # float32, and six masks.
-    widest = max(w for g in grams for w in g)
-    return size * (item + 1) + sums + (WIDE + 1) * widest**2 + largest.size * WIDE + single * (3 * 4 + 6)
+    # Masks as they were and as they will be; half of x x^T, whose factor takes its place; a layer twice in float32 (with
+    # what it has moved by), and six masks, two of them of a whole stack.
+    return size * (item + 2) + sums + largest.size * 2 + single * (2 * 4 + 4)
 
 
 def measured_rates(dtype: torch.dtype, folder: Path | None = None) -> Rates:

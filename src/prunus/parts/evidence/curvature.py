@@ -17,6 +17,8 @@ from prunus.parts.evidence.mode import averaged_over_ranks, check_reached
 
 LEAST, MOST = 1e-10, 1.0
 """The least damping that is tried where none was asked for, and the most there is, as shares of the mean diagonal."""
+LEAST_PIVOT = 1e-7
+"""How small the least of a factor's diagonal may be beside the largest: below, it is nothing but rounding."""
 ROWS = 1 << 15
 
 
@@ -48,17 +50,29 @@ def settled(
     nothing but rounding (pivots at the edge of float64) counts as none. Errors: `DataError` where H holds NaN or
     infinite values, or has no factor even with its mean diagonal added.
     """
-    if not bool(gram.sum().isfinite()):
+    factor = gram
+
+    def attempt(used: float) -> Tensor | None:
+        nonlocal factor
+        factor, there = factorize(damped(gram, used))
+        pivots = factor.diagonal()
+        return pivots if there and float(pivots.min()) > LEAST_PIVOT * float(pivots.max()) else None
+
+    used = searched(attempt, damp, name, finite=bool(gram.sum().isfinite()))
+    return factor, used
+
+
+def searched(attempt: Callable[[float], Tensor | None], damp: float, name: str, *, finite: bool) -> float:
+    """The damping with which there is a factor, the one asked for or more: see `settled`. `attempt` gives the factor's
+    diagonal, or None where it is none.
+    """
+    if not finite:
         raise DataError(
             f"the inputs of {name} hold NaN or infinite values, or values whose squares are: look at the calibration "
             f"data, and at the weights before {name}"
         )
     used = damp
-    while True:
-        factor, there = factorize(damped(gram, used))
-        pivots = factor.diagonal()
-        if there and float(pivots.min()) > 1e-7 * float(pivots.max()):
-            break
+    while attempt(used) is None:
         if used >= MOST:
             raise DataError(
                 f"the mean of x x^T over the inputs x of {name} has no Cholesky factor even with {used:g} times its "
@@ -71,9 +85,9 @@ def settled(
                 f"the inputs of {name} are linearly dependent (too few samples?): {used:.0e} of their mean square was "
                 f"added to each, instead of {damp:g}"
             ),
-            stacklevel=5,
+            stacklevel=6,
         )
-    return factor, used
+    return used
 
 
 def solvable(gram: Float[Tensor, "in in"], damp: float, name: str) -> Float[Tensor, "in in"]:

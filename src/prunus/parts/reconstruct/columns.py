@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from prunus.core.symmetric import Symmetric
 from prunus.parts.reconstruct.solve import inverse_upper
 
 LEAF = 16
@@ -28,7 +29,7 @@ class Sweep:
     Attributes:
         w: the weights; pruned and updated in place, in their own precision.
         keep: what stays; overwritten where `select` says so.
-        factor: `[in, in]`, M in float64.
+        factor: M, in the place of H.
         block: how many columns are settled before the rest is updated.
         dead: `[in]`, inputs that are always zero: a weight there costs nothing.
         select: chooses from the weights of a block as the columns before have changed them; None takes `keep`.
@@ -37,7 +38,7 @@ class Sweep:
 
     w: Float[Tensor, "in out"]
     keep: Bool[Tensor, "in out"]
-    factor: Float[Tensor, "in in"]
+    factor: Symmetric
     block: int
     dead: Bool[Tensor, "in"]
     select: Select | None = None
@@ -56,8 +57,8 @@ class Sweep:
             return
         middle = start + halved(stop - start, self.block)
         self.run(start, middle)
-        across = self.factor[start:middle, middle:stop].T.to(self.w.dtype)
-        self.moved[middle:stop].addmm_(across, self.moved[start:middle])
+        for mine, across in self.factor.upper(slice(start, middle), slice(middle, stop)):
+            self.moved[mine].addmm_(across.to(self.w.dtype).T, self.moved[start:middle])
         self.run(middle, stop)
 
 
@@ -67,9 +68,9 @@ class Block:
     def __init__(self, sweep: Sweep, start: int, stop: int) -> None:
         self.sweep, self.start = sweep, start
         self.mine = slice(start, stop)
-        inverse = inverse_upper(sweep.factor[self.mine, self.mine])
-        self.u = inverse.to(sweep.w.dtype)
-        self.each = sweep.factor.diagonal()[self.mine].to(sweep.w.dtype).unsqueeze(1)  # 1 / U_jj
+        corner = sweep.factor.corner(self.mine)
+        self.u = inverse_upper(corner).to(sweep.w.dtype)
+        self.each = corner.diagonal().to(sweep.w.dtype).unsqueeze(1)  # 1 / U_jj
         self.now = torch.addmm(sweep.w[self.mine], self.u.T, sweep.moved[self.mine])
         self.errors = torch.empty_like(self.now)
         self.gone = torch.empty_like(self.now)

@@ -10,10 +10,10 @@ from torch import Tensor
 from prunus.core.errors import SpecError
 from prunus.core.layer import Choose, Layer, Update
 from prunus.core.part import Reconstruction
-from prunus.parts.evidence.curvature import settled, solvable
+from prunus.parts.evidence.curvature import solvable
 from prunus.parts.reconstruct.boxes import without_boxes
 from prunus.parts.reconstruct.columns import Sweep
-from prunus.parts.reconstruct.solve import batches, check_damp, on_support, upper
+from prunus.parts.reconstruct.solve import batches, check_damp, factored, on_support
 
 AMPLIFIED = 1 << 22
 """How large in / damp may be for float32: it bounds the condition number of the damped H."""
@@ -32,7 +32,8 @@ class ObsUpdate(Reconstruction):
     Precision: float64, but for weights stored in float32 or coarser: they are swept in float32 where
     in <= 2^22 damp, so that rounding, which U amplifies by at most sqrt(in / damp + 1), stays below 1e-4 of the
     weights (the factor of H is always float64; tested on inputs of the worst condition there is).
-    Shapes: `[out, in] -> [out, in]`. Cost: in^3 / 3 + out * in^2, nearly all in matrix products; H twice in memory.
+    Shapes: `[out, in] -> [out, in]`. Cost: in^3 / 3 + out * in^2, nearly all in matrix products, in^3 / 3 once
+    for layers that are fed the same; half of H in memory, the weights twice.
     Fails: as `LeastSquares`. Differs: exactly as many stay as the masks keep, ties to the earlier weight, where the
     code cuts each block at a threshold of its own; a kept weight on a dead input stays what it was (the code zeroes
     it), and a dead input counts as 0 in the mean of diag H (the code: as 1, whatever the scale of the others).
@@ -51,31 +52,37 @@ class ObsUpdate(Reconstruction):
     def chooses(self) -> bool:  # type: ignore[override]
         return self.select == "blocks"
 
-    def operations(self, out: int, width: int) -> float:
-        """FLOPs for a layer of `[out, width]`."""
-        return width**3 / 3 + out * width**2
+    def operations(self, out: int, width: int, shared: int = 1) -> float:
+        """FLOPs for a layer of `[out, width]`, of `shared` that are fed the same."""
+        return width**3 / 3 / shared + out * width**2
 
     def __call__(self, layer: Layer, choose: Choose) -> Update:
         if layer.whole_columns:
             return Update(on_support(layer.w, layer.keep, solvable(layer.gram, self.damp, layer.name)), layer.keep)
-        factor, damp = settled(layer.gram, self.damp, layer.name, upper)
+        half = layer.half
+        found = factored(half, self.damp, layer.name)
         span, chooses = layer.span, self.select == "blocks"
         sweep = Sweep(
-            w=layer.w.to(precision(layer, damp)).T.clone(memory_format=torch.contiguous_format),
+            w=columns_of(layer.stored_w, precision(layer, found.used)),
             keep=layer.keep.T.clone(memory_format=torch.contiguous_format),
-            factor=factor,
+            factor=half,
             block=max(span, self.block // span * span),
-            dead=layer.gram.diagonal() == 0,
+            dead=found.dead,
             select=(lambda worth, columns: choose(worth.T, columns).T) if chooses else None,
             span=span if chooses and span > 1 else 0,
         )
-        sweep.run(0, len(factor))
+        sweep.run(0, layer.width)
         return Update(sweep.w.T, sweep.keep.T)
+
+
+def columns_of(w: Float[Tensor, "out in"], dtype: torch.dtype) -> Float[Tensor, "in out"]:
+    """A copy in which every column is in one piece."""
+    return torch.empty(w.shape[1], w.shape[0], dtype=dtype, device=w.device).copy_(w.T)
 
 
 def precision(layer: Layer, damp: float) -> torch.dtype:
     """In what the weights of a layer are swept: float32 where that is fine enough, and products are really float32."""
-    coarse = layer.stored != torch.float64 and layer.w.shape[1] <= AMPLIFIED * damp
+    coarse = layer.stored != torch.float64 and layer.width <= AMPLIFIED * damp
     return torch.float32 if coarse and exact_products() else torch.float64
 
 
