@@ -101,3 +101,40 @@ def test_a_missing_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     with pytest.raises(MissingExtraError, match=r"prunus\[executorch\]"):
         export(net(), pixels(), tmp_path / "m.pte", "executorch")
     assert not list(tmp_path.iterdir())
+
+
+def test_a_package_for_core_ml_holds_the_weights_and_leaves_zeros_out(tmp_path: Path) -> None:
+    tools: Any = pytest.importorskip("coremltools")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(64, 256), nn.ReLU(), nn.Linear(256, 10)).eval()
+    x, path = torch.randn(4, 64), tmp_path / "m.mlpackage"
+    whole = export(model, x, path, "coreml")
+    assert whole.files == (path,) == tuple(tmp_path.iterdir()) and whole.error is None and "Apple" in whole.reason
+    assert whole.bytes == sum(f.stat().st_size for f in path.rglob("*") if f.is_file()) > 4 * 64 * 256
+    optimize = importlib.import_module("coremltools.optimize.coreml")
+    held = optimize.get_weights_metadata(tools.models.MLModel(str(path), skip_model_load=True), weight_threshold=1000)
+    values = {v.val.shape: torch.as_tensor(v.val) for v in held.values()}
+    assert torch.equal(values[256, 64], model[0].weight) and torch.equal(values[10, 256], model[2].weight)
+    with torch.no_grad():
+        model[0].weight.masked_fill_(torch.rand(256, 64, generator=torch.Generator().manual_seed(2)) < 0.9, 0)
+    less = export(model, x, path, "coreml")
+    assert less.bytes < whole.bytes - 0.7 * 4 * 64 * 256
+    text = str(tools.models.MLModel(str(path), skip_model_load=True)._mil_program or tools.utils.load_spec(str(path)))
+    assert "constexpr_sparse_to_dense" in text
+    (tmp_path / "mine.mlpackage").mkdir()
+    (tmp_path / "mine.mlpackage" / "notes.txt").write_text("mine")
+    with pytest.raises(SpecError, match="no folder that prunus wrote"):
+        export(model, x, tmp_path / "mine.mlpackage", "coreml")
+
+
+def test_models_that_core_ml_has_no_operators_for_are_refused(tmp_path: Path) -> None:
+    pytest.importorskip("coremltools")
+
+    class Turned(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.linalg.det(x)
+
+    with pytest.raises(StructureError, match="coremltools cannot translate it"):
+        export(Turned(), torch.randn(3, 3), tmp_path / "m.mlpackage", "coreml")
+    assert not list(tmp_path.iterdir())

@@ -101,7 +101,7 @@ def test_the_compact_model_is_measured_beside_the_dense_one() -> None:
     pruned = small(dense)
     before = {n: t.clone() for n, t in dense.state_dict().items()}
     found = deploy(
-        dense, pruned, pixels(), runtimes=["eager", "onnxruntime"], threads=1, runs=30, min_seconds=0,
+        dense, pruned, pixels(), runtimes=["eager", "onnxruntime"], threads=1, runs=30, min_seconds=0.0,
         on_step=lambda *step: told.append(step),
     )  # fmt: skip
     assert told == [(0, 2, "eager"), (1, 2, "onnxruntime")]
@@ -123,7 +123,7 @@ def test_zeros_that_nothing_skips_are_said_first() -> None:
     with torch.no_grad():
         for p in (pruned.conv.weight, pruned.up.weight, pruned.fc.weight):
             p[torch.rand(p.shape, generator=torch.Generator().manual_seed(2)) < 0.9] = 0
-    found = deploy(dense, pruned, pixels(), runtimes=["eager"], threads=1, runs=30, min_seconds=0)
+    found = deploy(dense, pruned, pixels(), runtimes=["eager"], threads=1, runs=30, min_seconds=0.0)
     assert "nothing that ran here skips them" in found.says[0] and "1.00x" in found.says[0]
     assert "cutting units out" in found.says[0]
     assert found.left.macs_ratio == 1.0 and found.left.effective_ratio > 5
@@ -186,7 +186,7 @@ def registered(monkeypatch: pytest.MonkeyPatch) -> None:
     [("missing", "it is not there"), ("fails", "it cannot do that"), ("lies", "of their largest value from eager")],
 )
 def test_what_does_not_run_is_listed_with_its_reason(how: str, reason: str) -> None:
-    found = deploy(net(), net(), pixels(), runtimes=[Odd(how=how), "eager"], threads=1, runs=30, min_seconds=0)
+    found = deploy(net(), net(), pixels(), runtimes=[Odd(how=how), "eager"], threads=1, runs=30, min_seconds=0.0)
     assert [r.runtime for r in found.rows] == ["eager"]
     assert [a.runtime for a in found.absent] == ["odd"] and reason in found.absent[0].reason
     assert "second line" not in found.absent[0].reason
@@ -197,15 +197,15 @@ def test_a_runtime_that_skips_zeros_is_named() -> None:
     dense, pruned = net(), net()
     with torch.no_grad():
         pruned.up.weight[::2] = 0
-    found = deploy(dense, pruned, pixels(), runtimes=["odd", "eager"], threads=1, runs=30, min_seconds=0)
-    assert "only odd can skip them" in found.says[0]
-    alone = deploy(dense, pruned, pixels(), runtimes=["eager"], threads=1, runs=30, min_seconds=0)
+    found = deploy(dense, pruned, pixels(), runtimes=["odd", "eager"], threads=1, runs=30, min_seconds=0.0)
+    assert "only odd (there: " in found.says[0]
+    alone = deploy(dense, pruned, pixels(), runtimes=["eager"], threads=1, runs=30, min_seconds=0.0)
     assert "nothing that ran here skips them" in alone.says[0] and "odd: not among" in alone.says[0]
 
 
 def test_precisions_that_are_asked_for_are_tried() -> None:
     found = deploy(
-        net(), net(16), pixels(), runtimes=["eager"], quantize=["bfloat16"], threads=1, runs=30, min_seconds=0
+        net(), net(16), pixels(), runtimes=["eager"], quantize=["bfloat16"], threads=1, runs=30, min_seconds=0.0
     )
     assert {r.runtime: r.precision for r in found.rows} == {"eager": "float32", "eager-bf16": "bfloat16"}
     row = next(r for r in found.rows if r.precision == "bfloat16")
@@ -230,7 +230,7 @@ def test_wrong_use_is_refused() -> None:
 def test_turns_are_taken_in_rotation() -> None:
     order: list[str] = []
     calls = {n: (lambda n=n: order.append(n)) for n in "abc"}  # type: ignore[misc]
-    took = interleaved(calls, warmup=1, runs=3, min_seconds=0)
+    took = interleaved(calls, warmup=1, runs=3, min_seconds=0.0)
     assert "".join(order) == "abc" + "abc" + "bca" + "cab" and {n: len(v) for n, v in took.items()} == dict.fromkeys(
         "abc", 3
     )

@@ -122,6 +122,7 @@ def shown(found: Deployment, network: str) -> Analysis:
     if found.absent:
         tables.append(Table("Not run", ("runtime", "why"), tuple((a.runtime, a.reason) for a in found.absent)))
     notes = ["efficiency: ratio of the times / ratio of the MACs. error: largest difference to eager float32 outputs."]
+    notes += [f"{r.runtime}: {note}." for r in found.rows for note in r.notes]
     if found.flushed:
         count = sum(found.flushed.values())
         notes.append(f"{count:,} weights too small for full precision (denormal) were run as zeros: they run slowly.")

@@ -25,7 +25,7 @@ from prunus.core.errors import SpecError, UnknownNameError
 
 def export(
     network: Network,
-    to: Annotated[str, typer.Option("--to", help="onnx, openvino, torch or executorch.")] = "onnx",
+    to: Annotated[str, typer.Option("--to", help="onnx, openvino, torch, executorch, mnn or coreml.")] = "onnx",
     checkpoint: Checkpoint = None,
     shape: Input = None,
     classes: Classes = None,
@@ -36,7 +36,7 @@ def export(
         str | None, typer.Option("--quantize", help="int8: for onnx and openvino; ranges from random inputs.")
     ] = None,
     out: Annotated[
-        Path | None, typer.Option("--out", "-o", help="The file. Default: model.onnx, .xml, .pt2 or .pte.")
+        Path | None, typer.Option("--out", "-o", help="The file. Default: model and what the kind ends in: model.onnx.")
     ] = None,
     dry_run: DryRun = False,
     seed: Seed = 0,
@@ -67,6 +67,8 @@ def export(
         return
     checked = f"not compared: {done.reason}" if done.error is None else f"{done.error:.1e} from eager PyTorch"
     say(f"written: {', '.join(map(str, done.files))} ({done.bytes:,} bytes; outputs {checked})")
+    for note in done.notes:
+        say(note)
     if done.flushed:
         say(f"{done.flushed:,} weights too small for full precision were written as zeros")
 

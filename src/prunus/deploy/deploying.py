@@ -236,7 +236,9 @@ def _error(runtime: Runtime, expected: list[Tensor], found: list[Tensor]) -> flo
     """How far outputs are from eager's. Errors: `VerificationError` where that is more than the precision explains."""
     if len(expected) != len(found):
         raise VerificationError(f"gives {len(found)} outputs, eager PyTorch {len(expected)}")
-    alike = [f.to(e.dtype) if e.is_floating_point() else f for e, f in zip(expected, found, strict=True)]
+    # Some runtimes have integers of 32 bits only, and no truth values.
+    same = [e.is_floating_point() or not f.is_floating_point() for e, f in zip(expected, found, strict=True)]
+    alike = [f.to(e.dtype) if s else f for e, f, s in zip(expected, found, same, strict=True)]
     apart = largest_difference(expected, alike)
     if not apart <= TOLERANCE[runtime.precision]:
         raise VerificationError(

@@ -123,7 +123,9 @@ def sentences(
                 f"skip zeros{f' ({others})' if others else ''}."
             )
         else:
-            found.append(f"{share}: only {' and '.join(users)} can skip them; the other runtimes multiply with them.")
+            gained = {r.runtime: r.ratio.verdict for r in rows}
+            each = " and ".join(f"{n} (there: {gained[n]})" for n in users)
+            found.append(f"{share}: only {each} can skip them; the other runtimes multiply with them.")
     if what.macs_ratio > 1.01:
         found.append(f"The pruned model needs {1 / what.macs_ratio:.1%} of the MACs ({what.macs_ratio:.2f}x fewer).")
     elif not what.patterns:

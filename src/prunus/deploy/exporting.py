@@ -7,7 +7,9 @@ import importlib
 import shutil
 import warnings
 from collections.abc import Callable, Sequence
+from contextlib import redirect_stderr
 from dataclasses import dataclass
+from io import StringIO
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Literal
@@ -17,16 +19,27 @@ from torch import Tensor, nn
 
 from prunus.core.errors import PrunusError, SpecError, StructureError, UnknownNameError, VerificationError, require
 from prunus.core.task import Example
-from prunus.deploy.atomic import check_writable
+from prunus.deploy.atomic import check_replaceable, check_writable, new_folder
 from prunus.deploy.denormals import flush_denormals_
 from prunus.deploy.onnx import export_onnx
-from prunus.deploy.quantize import quantized_onnx
+from prunus.deploy.quantize import quantized_onnx, silent
 from prunus.deploy.runtimes.base import Subject, output_tensors, subject_call
 from prunus.graph.running import FAILURES, call, quiet, unwrap
 from prunus.graph.verify import largest_difference
 
-SUFFIXES: dict[str, str] = {"onnx": ".onnx", "openvino": ".xml", "torch": ".pt2", "executorch": ".pte"}
+SUFFIXES: dict[str, str] = {
+    "onnx": ".onnx",
+    "openvino": ".xml",
+    "torch": ".pt2",
+    "executorch": ".pte",
+    "mnn": ".mnn",
+    "coreml": ".mlpackage",
+}
+PACKAGES: dict[str, str] = {"coreml": "Manifest.json"}
+"""Kinds that are folders, and the file by which an older one is known, so that it may be replaced."""
+
 TOLERANCE = {"float32": 1e-4, "int8": 1.0}
+ROUGHER = {"mnn": 1e-3}  # its GELU is a polynomial that is up to 5e-4 off
 
 
 @dataclass(frozen=True)
@@ -42,6 +55,7 @@ class Written:
             runtime cannot be run here.
         reason: why not.
         flushed: numbers too small for full precision that were written as zeros.
+        notes: what a user should know of the file.
     """
 
     path: Path
@@ -52,6 +66,7 @@ class Written:
     error: float | None
     reason: str
     flushed: int
+    notes: tuple[str, ...] = ()
 
 
 def export(
@@ -70,7 +85,8 @@ def export(
         example: an input; its shape is the file's.
         path: the file; what is there is replaced once everything was checked. It ends in what `SUFFIXES` says.
         to: `onnx`; `openvino` (its own two files); `torch` (`torch.export`, read by `torch.export.load`); `executorch`
-            (through XNNPACK, for phones).
+            (through XNNPACK, for phones); `mnn` (zeros skipped where that is measured faster here); `coreml` (a folder,
+            for Apple's systems; layers with zeros are written sparse).
         precision: `int8`, for onnx and openvino: ranges of activations are read from `calib` (or the one example); the
             difference is told and not judged, measure the accuracy.
 
@@ -85,7 +101,9 @@ def export(
         raise SpecError(f"precision={precision!r} to {to}: float32, or int8 to onnx or openvino")
     if path.suffix != SUFFIXES[to]:
         raise SpecError(f"{path}: the name of a file for {to} ends in {SUFFIXES[to]}")
-    if path.is_dir():
+    if to in PACKAGES:
+        check_replaceable(path, mark=PACKAGES[to])
+    elif path.is_dir():
         raise SpecError(f"{path} is a folder: give the name of a file, such as {path / f'model{SUFFIXES[to]}'}")
     check_writable(path.absolute().parent)
     if any(t.is_meta for t in unwrap(model).parameters()):
@@ -105,14 +123,17 @@ def export(
     with TemporaryDirectory(prefix=".prunus-export-", dir=parent) as folder, quiet(own):
         subject = Subject(own, args, kwargs, Path(folder) / "work", tuple(calib))
         target = Path(folder) / path.name
-        found, reason = _WRITERS[to](subject, target, precision)
-        apart = None if found is None else _apart(expected, found, TOLERANCE[precision])
-        files = tuple(_placed(f, path.with_name(f.name)) for f in sorted(target.parent.iterdir()) if f.is_file())
-    return Written(path, to, precision, files, _size(files), apart, reason, flushed)
+        found, words = _WRITERS[to](subject, target, precision)
+        apart = None if found is None else _apart(expected, found, ROUGHER.get(to, TOLERANCE[precision]))
+        made = [f for f in sorted(target.parent.iterdir()) if f != subject.folder]
+        files = tuple(_placed(f, path.with_name(f.name), PACKAGES.get(to, "")) for f in made)
+    reason, notes = (words, ()) if found is None else ("", (words,) if words else ())
+    return Written(path, to, precision, files, _size(files), apart, reason, flushed, notes)
 
 
 def _size(files: tuple[Path, ...]) -> int:
-    return sum(f.stat().st_size for f in files)
+    every = (f for named in files for f in (named.rglob("*") if named.is_dir() else (named,)))
+    return sum(f.stat().st_size for f in every if f.is_file())
 
 
 def _apart(expected: list[Tensor], found: list[Tensor], most: float) -> float:
@@ -127,7 +148,12 @@ def _apart(expected: list[Tensor], found: list[Tensor], most: float) -> float:
     return apart
 
 
-def _placed(file: Path, path: Path) -> Path:
+def _placed(file: Path, path: Path, mark: str) -> Path:
+    if file.is_dir():
+        with new_folder(path, mark=mark) as fresh:
+            for child in file.iterdir():
+                child.replace(fresh / child.name)
+        return path
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         return file.replace(path)
@@ -136,6 +162,7 @@ def _placed(file: Path, path: Path) -> Path:
 
 
 Found = tuple[list[Tensor] | None, str]
+"""What a file computes, and what is to be known of it; or None, and why it cannot be run here."""
 
 
 def _as_onnx(subject: Subject, path: Path, precision: str) -> Found:
@@ -201,9 +228,46 @@ def _as_executorch(subject: Subject, path: Path, precision: str) -> Found:
     return session.tensors(session.run()), ""
 
 
+def _as_mnn(subject: Subject, path: Path, precision: str) -> Found:
+    """MNN's file, in the form that is fastest here on one thread."""
+    from prunus.deploy.runtimes.mnn_ import fastest
+
+    file, session = fastest(subject, 1)
+    shutil.copyfile(file, path)
+    return session.tensors(session.run()), " ".join(session.notes)
+
+
+def _as_coreml(subject: Subject, path: Path, precision: str) -> Found:
+    """A program of Core ML in full precision, for iOS 17 and macOS 14 or later; layers with zeros lie sparse in it."""
+    with silent(), warnings.catch_warnings(), redirect_stderr(StringIO()):
+        warnings.simplefilter(
+            "ignore"
+        )  # progress and remarks on every file, and on versions beyond those it was tried with
+        tools = require("coremltools", extra="coreml", why="it writes its own files")
+        optimize = importlib.import_module("coremltools.optimize.coreml")
+        # Its translator knows the operators that others are made of, not all of them.
+        program = _program(subject).run_decompositions({})
+        try:
+            made = tools.convert(
+                program,
+                minimum_deployment_target=tools.target.iOS17,
+                compute_precision=tools.precision.FLOAT32,
+                skip_model_load=True,
+            )
+            zeros = optimize.OpThresholdPrunerConfig(threshold=1e-38, minimum_sparsity_percentile=0.5)
+            made = optimize.prune_weights(made, optimize.OptimizationConfig(global_config=zeros))
+        except (ValueError, RuntimeError, NotImplementedError, TypeError, KeyError, AssertionError) as error:
+            first = (str(error).strip() or type(error).__name__).splitlines()[0]
+            raise StructureError(f"coremltools cannot translate it: {first}") from error
+        made.save(str(path))
+    return None, "Core ML runs on Apple's systems only: compare its outputs there before you rely on it"
+
+
 _WRITERS: dict[str, Callable[[Subject, Path, str], Found]] = {
     "onnx": _as_onnx,
     "openvino": _as_openvino,
     "torch": _as_torch,
     "executorch": _as_executorch,
+    "mnn": _as_mnn,
+    "coreml": _as_coreml,
 }

@@ -39,7 +39,7 @@ def quantized_onnx(subject: Subject, *, static: bool) -> Path:
     # Processors without VNNI add two products in 16 bits: with 7 bits of weight they cannot overflow.
     narrow = not torch.cpu._is_vnni_supported()
     try:
-        with _silent():
+        with silent():
             # Folds normalizations into convolutions, or they stay in float32 between them.
             shapes.quant_pre_process(str(source), str(ready), skip_symbolic_shape=True, skip_onnx_shape=not static)
             if not static:
@@ -95,7 +95,7 @@ class _Rows:
 
 
 @contextmanager
-def _silent() -> Iterator[None]:
+def silent() -> Iterator[None]:
     """What the tools tell the root logger about every file is left out."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
@@ -120,7 +120,7 @@ def quantize_(model: nn.Module, how: Int8 = "dynamic") -> nn.Module:
         raise SpecError(f"how={how!r}: weights or dynamic")
     if not any(isinstance(m, nn.Linear) for m in model.modules()):
         raise SpecError("this model has no linear layer to quantize; convolutions: ONNX Runtime or OpenVINO with int8")
-    with _silent():
+    with silent():
         require("torchao", extra="quant", why="it holds int8 weights")
         tools = importlib.import_module("torchao.quantization")
     kind = tools.Int8WeightOnlyConfig if how == "weights" else tools.Int8DynamicActivationInt8WeightConfig
