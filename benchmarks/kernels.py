@@ -154,7 +154,7 @@ def row(case: str, sparsity: float, dense: dict[str, float], sparse: dict[str, f
 
 def linear(kind: str, batches: tuple[int, ...], options: Any, peak: float, bandwidth: float) -> Any:
     """Rows of the linear map."""
-    forms = {"linear": ("csr", "rows", "bitmask"), "blocks": ("4x1", "8x1")}[kind]
+    forms = {"linear": ("csr", "rows", "bitmask", "bitrows"), "blocks": ("4x1", "8x1")}[kind]
     for sparsity in options.sparsity:
         weights = {f: masked((SIZE, SIZE), sparsity, int(f[0]) if "x" in f else 1) for f in forms[-1:]}
         packed = {}
@@ -169,7 +169,7 @@ def linear(kind: str, batches: tuple[int, ...], options: Any, peak: float, bandw
                 "F.linear": lambda x=x, w=dense: F.linear(x, w),
                 "W @ x": lambda c=columns, w=dense: w @ c,
             }
-            used = [f for f in forms if batch == 1 or f != "rows"]
+            used = [f for f in forms if batch == 1 or f not in ("rows", "bitrows")]
             for form in used:
                 calls[form] = lambda x=x, p=packed[form]: kernels.linear(x, p)
             taken = turns(calls, options.rounds * (3 if batch == 1 else 1), options.threads)

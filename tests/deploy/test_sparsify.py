@@ -23,7 +23,7 @@ from tests.deploy.test_sparsify_trace import Conv1D, sparse
 
 pytestmark = pytest.mark.skipif(not kernels.available(), reason=f"no sparse kernels: {kernels.reason()}")
 
-ALL = ["csr", "rows", "bitmask", "4x1", "8x1", "16x1"]
+ALL = ["csr", "rows", "bitmask", "bitrows", "4x1", "8x1", "16x1"]
 
 
 class Net(nn.Module):

@@ -28,7 +28,7 @@ SPARSITIES, QUICK_SPARSITIES = (0.5, 0.7, 0.8, 0.9, 0.95), (0.5, 0.8, 0.95)
 BATCHES, QUICK_BATCHES = (1, 8, 64), (1, 64)
 QUICK_WIDTHS = (56, 60, 62, 64, 66, 72)
 BLOCKS: Mapping[str, int] = {"unstructured": 1, "4x1": 4, "8x1": 8}
-FORMS: Mapping[str, tuple[str, ...]] = {"unstructured": ("csr", "rows", "bitmask")}
+FORMS: Mapping[str, tuple[str, ...]] = {"unstructured": ("csr", "rows", "bitmask", "bitrows")}
 """Pattern -> the forms of our kernels that represent it; its own name unless it is here."""
 
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from prunus.core.errors import DataError, SpecError
 from prunus.deploy import kernels
-from prunus.deploy.kernels.ops import sparse_conv2d, sparse_linear
+from prunus.deploy.kernels.ops import conv2d_with, linear_with
 from prunus.deploy.sparse_trace import Site
 from prunus.graph.running import computed
 
@@ -115,11 +115,10 @@ class PackedLayer(nn.Module):
         site = self.site
         if site.kind == "linear":
             rows, cols = self.shape
-            y: Tensor = sparse_linear(x, *self._parts(), self.bias, rows, cols, self.form, site.activation, 0)
-            return y
+            return linear_with(x, self._parts(), self.bias, rows, cols, self.form, site.activation, 0)
         where = (list(self.shape), list(site.stride), list(site.padding), list(site.dilation))
         batch = x if x.dim() == 4 else x.unsqueeze(0)
-        y = sparse_conv2d(batch, *self._parts(), self.bias, *where, self.form, site.activation, 0)
+        y = conv2d_with(batch, self._parts(), self.bias, *where, self.form, site.activation, 0)
         return y if x.dim() == 4 else y.squeeze(0)
 
     def _parts(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:

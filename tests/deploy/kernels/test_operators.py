@@ -64,7 +64,7 @@ def test_compiled_in_one_graph(made: Any, backend: str) -> None:
     torch.testing.assert_close(compiled(x), expected, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("form", ["csr", "rows", "bitmask", "8x1"])
+@pytest.mark.parametrize("form", ["csr", "rows", "bitmask", "bitrows", "8x1"])
 def test_operators_keep_torchs_rules(form: str) -> None:
     line, conv = torch.randn(9, 12), torch.randn(6, 3, 3, 3)
     packed, kernel = kernels.pack(line, form), kernels.pack(conv, form)

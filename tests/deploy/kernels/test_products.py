@@ -13,7 +13,7 @@ from prunus.deploy import kernels
 
 pytestmark = pytest.mark.skipif(not kernels.available(), reason=kernels.reason() or "kernels")
 
-FORMS = ("csr", "rows", "bitmask", "4x1", "8x1", "16x1")
+FORMS = ("csr", "rows", "bitmask", "bitrows", "4x1", "8x1", "16x1")
 SHAPES = ((1, 1), (5, 3), (64, 64), (65, 129), (100, 300), (17, 1000))
 LEVELS = ("baseline", "v3", "v4")
 ACT: dict[str, Any] = {"none": lambda v: v, "relu": F.relu, "gelu": F.gelu}

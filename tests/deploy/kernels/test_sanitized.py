@@ -26,7 +26,7 @@ count, seed = int(sys.argv[1]), int(sys.argv[2])
 random.seed(seed); torch.manual_seed(seed)
 acts = {"none": lambda v: v, "relu": F.relu, "gelu": F.gelu}
 for case in range(count):
-    form = random.choice(["csr", "rows", "bitmask", "4x1", "8x1", "16x1"])
+    form = random.choice(["csr", "rows", "bitmask", "bitrows", "4x1", "8x1", "16x1"])
     rows, sparsity = random.choice([1, 3, 16, 64, 65, random.randint(1, 150)]), random.choice([0, .5, .9, .99, 1])
     act, threads = random.choice(list(acts)), random.choice([1, 2, 3])
     dtype = random.choice([torch.float32, torch.float32, torch.bfloat16])

@@ -15,7 +15,7 @@ from prunus.core.errors import DataError
 from prunus.deploy import kernels
 
 pytestmark = pytest.mark.skipif(not kernels.available(), reason=kernels.reason() or "kernels")
-FORMS = ("csr", "rows", "bitmask", "4x1", "16x1")
+FORMS = ("csr", "rows", "bitmask", "bitrows", "4x1", "16x1")
 NAN, INF = float("nan"), float("inf")
 
 

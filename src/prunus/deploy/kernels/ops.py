@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import weakref
 from collections.abc import Sequence
 from typing import Any
 
@@ -26,32 +27,64 @@ def _checked(x: Tensor, rows: int, bias: Tensor | None, activation: str) -> None
 
 
 def _call(function: Any, what: Any, x: Tensor, size: Any, bias: Tensor | None, act: str, y: Tensor, n: int) -> None:
-    known = None if bias is None else bias.detach().to(torch.float32).contiguous()
-    pointer = None if known is None else known.data_ptr()
+    if bias is not None and not (bias.dtype == torch.float32 and bias.is_contiguous()):
+        bias = bias.detach().to(torch.float32).contiguous()
+    pointer = None if bias is None else bias.data_ptr()
     threads = n or torch.get_num_threads()
     half = x.dtype == torch.bfloat16
-    failed = function(ctypes.byref(what), x.data_ptr(), half, size, pointer, ACTIVATIONS[act], y.data_ptr(), threads)
+    failed = function(what, x.data_ptr(), half, size, pointer, ACTIVATIONS[act], y.data_ptr(), threads)
     if failed:
         raise PrunusError(f"a sparse kernel failed: {_FAILED.get(failed, failed)}")
 
 
+_seen: dict[int, tuple[Any, tuple[Any, ...], Any]] = {}
+"""By the id of a weight's values: a weak reference to them, what else the weight was, and what the library is told."""
+
+
 def _matrix(values: Tensor, index: Tensor, counts: Tensor, starts: Tensor, rows: int, cols: int, form: str) -> Any:
+    """A pointer to what the library is told about a weight.
+
+    The weight is looked at again only where its memory is another one, or its table of tiles was written to.
+    """
+    version = -1 if starts.is_inference() else starts._version
+    pointers = values.data_ptr(), index.data_ptr(), counts.data_ptr(), starts.data_ptr()
+    stamp = (pointers, version, rows, cols, form)
+    known = _seen.get(id(values))
+    if known is not None and known[0]() is values and known[1] == stamp:
+        return known[2]
     problem = problem_of(values, index, counts, starts, rows, cols, form)
     if problem:
         raise SpecError(f"these tensors are no packed weight [{rows}, {cols}] of form {form}: {problem}")
-    return matrix(values, index, counts, starts, rows, cols, form)
+    told = ctypes.pointer(matrix(values, index, counts, starts, rows, cols, form))
+    place = id(values)
+    _seen[place] = (weakref.ref(values, lambda _: _seen.pop(place, None)), stamp, told)
+    return told
+
+
+def _plain(x: Tensor, values: Tensor, bias: Tensor | None) -> bool:
+    """Whether the operator may be skipped and its body called: nobody records, traces or differentiates the call.
+
+    PyTorch's way through a custom operator takes longer than some of the products.
+    """
+    if torch.compiler.is_compiling() or type(x) is not Tensor or not x.is_cpu:
+        return False
+    inputs = (x, values) if bias is None else (x, values, bias)
+    if torch.is_grad_enabled() and any(t.requires_grad for t in inputs):
+        return False
+    c: Any = torch._C
+    return not (
+        c._len_torch_dispatch_stack()
+        or c._len_torch_function_stack()
+        or c._get_tracing_state() is not None
+        or c._functorch.peek_interpreter_stack() is not None
+        or c._autograd._profiler_enabled()
+    )
 
 
 _PACKED = "Tensor x, Tensor values, Tensor index, Tensor counts, Tensor starts, Tensor? bias"
 
 
-@torch.library.custom_op(
-    "prunus::sparse_linear",
-    mutates_args=(),
-    device_types="cpu",
-    schema=f"({_PACKED}, int rows, int cols, str form, str activation, int threads) -> Tensor",
-)
-def sparse_linear(
+def _linear(
     x: Tensor,
     values: Tensor,
     index: Tensor,
@@ -66,14 +99,25 @@ def sparse_linear(
 ) -> Tensor:
     """act(x Wᵀ + bias) [..., rows] of x [..., cols] and the packed W [rows, cols]; `threads` 0: as many as PyTorch."""
     _checked(x, rows, bias, activation)
-    if x.ndim == 0 or x.shape[-1] != cols:
-        raise SpecError(f"the input has the shape {list(x.shape)}, and the weight {cols} input channels")
-    x = x.contiguous()
-    y = x.new_empty((*x.shape[:-1], rows))
+    shape = x.shape
+    if not shape or shape[-1] != cols:
+        raise SpecError(f"the input has the shape {list(shape)}, and the weight {cols} input channels")
+    if not x.is_contiguous():
+        x = x.contiguous()
+    y = x.new_empty((*shape[:-1], rows))
     what = _matrix(values, index, counts, starts, rows, cols, form)
     tokens = y.numel() // rows if rows else 0
     _call(loaded().prunus_linear, what, x, tokens, bias, activation, y, threads)
     return y
+
+
+sparse_linear = torch.library.custom_op(
+    "prunus::sparse_linear",
+    _linear,
+    mutates_args=(),
+    device_types="cpu",
+    schema=f"({_PACKED}, int rows, int cols, str form, str activation, int threads) -> Tensor",
+)
 
 
 @sparse_linear.register_fake
@@ -88,14 +132,7 @@ def _out(size: Any, kernel: int, stride: int, padding: int, dilation: int) -> An
     return (size + 2 * padding - dilation * (kernel - 1) - 1) // stride + 1
 
 
-@torch.library.custom_op(
-    "prunus::sparse_conv2d",
-    mutates_args=(),
-    device_types="cpu",
-    schema=f"({_PACKED}, int[] shape, int[] stride, int[] padding, int[] dilation, str form, str activation, "
-    "int threads) -> Tensor",
-)
-def sparse_conv2d(
+def _conv2d(
     x: Tensor,
     values: Tensor,
     index: Tensor,
@@ -117,7 +154,8 @@ def sparse_conv2d(
         raise SpecError(f"the input has the shape {list(x.shape)}, and the weight {channels} input channels")
     if min(*stride, *dilation) < 1 or min(*padding) < 0:
         raise SpecError(f"stride {list(stride)}, padding {list(padding)} or dilation {list(dilation)} is too small")
-    x = x.contiguous()
+    if not x.is_contiguous():
+        x = x.contiguous()
     height, width = (_out(x.shape[2 + i], shape[2 + i], stride[i], padding[i], dilation[i]) for i in range(2))
     if height < 1 or width < 1:
         raise SpecError(f"an input of {x.shape[2]} x {x.shape[3]} is too small for a kernel of {kernel_h} x {kernel_w}")
@@ -126,6 +164,16 @@ def sparse_conv2d(
     geometry = (ctypes.c_int64 * 12)(*x.shape, kernel_h, kernel_w, *stride, *padding, *dilation)
     _call(loaded().prunus_conv2d, what, x, ctypes.addressof(geometry), bias, activation, y, threads)
     return y
+
+
+sparse_conv2d = torch.library.custom_op(
+    "prunus::sparse_conv2d",
+    _conv2d,
+    mutates_args=(),
+    device_types="cpu",
+    schema=f"({_PACKED}, int[] shape, int[] stride, int[] padding, int[] dilation, str form, str activation, "
+    "int threads) -> Tensor",
+)
 
 
 @sparse_conv2d.register_fake
@@ -141,6 +189,20 @@ def _refuse(ctx: Any, *grads: Any) -> Any:
 
 sparse_linear.register_autograd(_refuse)
 sparse_conv2d.register_autograd(_refuse)
+
+
+def linear_with(x: Tensor, weight: tuple[Tensor, Tensor, Tensor, Tensor], bias: Tensor | None, *how: Any) -> Tensor:
+    """`sparse_linear`, by the shortest way; `how` is what it takes after the bias."""
+    run = _linear if _plain(x, weight[0], bias) else sparse_linear
+    y: Tensor = run(x, *weight, bias, *how)
+    return y
+
+
+def conv2d_with(x: Tensor, weight: tuple[Tensor, Tensor, Tensor, Tensor], bias: Tensor | None, *how: Any) -> Tensor:
+    """`sparse_conv2d`, by the shortest way; `how` is what it takes after the bias."""
+    run = _conv2d if _plain(x, weight[0], bias) else sparse_conv2d
+    y: Tensor = run(x, *weight, bias, *how)
+    return y
 
 
 def linear(
@@ -161,8 +223,7 @@ def linear(
     """
     if len(packed.shape) != 2:
         raise SpecError(f"a packed weight of shape {list(packed.shape)} is a convolution's: use conv2d")
-    y: Tensor = sparse_linear(x, *packed.tensors, bias, *packed.shape, packed.form, activation, threads)
-    return y
+    return linear_with(x, packed.tensors, bias, *packed.shape, packed.form, activation, threads)
 
 
 def conv2d(
@@ -191,5 +252,4 @@ def conv2d(
     if len(packed.shape) != 4:
         raise SpecError(f"a packed weight of shape {list(packed.shape)} is a linear map's: use linear")
     pairs = ([v, v] if isinstance(v, int) else list(v) for v in (stride, padding, dilation))
-    y: Tensor = sparse_conv2d(x, *packed.tensors, bias, list(packed.shape), *pairs, packed.form, activation, threads)
-    return y
+    return conv2d_with(x, packed.tensors, bias, list(packed.shape), *pairs, packed.form, activation, threads)

@@ -19,7 +19,8 @@ Form = str
 
 - `"csr"`: single weights, 96 columns at a time, a byte per column index; for batches.
 - `"rows"`: single weights, whole rows (up to 32,704 columns at a time), two bytes per index; for batch 1.
-- `"bitmask"`: single weights, a bit per place of the weight; for half to three quarters zeros, and for batch 1.
+- `"bitmask"`: single weights, a bit per place of the weight, 128 columns at a time; for half to three quarters zeros.
+- `"bitrows"`: the same by whole rows; for batch 1.
 - `"2:4"`, `"4:8"`, any `"n:m"`: at most n weights other than zero in m; held as a bitmask, which costs 2:4 and 4:8 no
   more than indices would.
 - `"4x1"`, `"8x1"`, `"16x1"`: so many consecutive output channels share their columns.
@@ -31,21 +32,26 @@ ACTIVATIONS: dict[str, int] = {"none": 0, "relu": 1, "gelu": 2}
 ROWS = 64  # of a row block, as native/matrix.hpp has it
 SLACK = 16  # values that may be read beyond the last
 LAYOUTS: dict[str, tuple[int, int, bool]] = {
-    # form: layout and block as native/matrix.hpp has them, indices of two bytes
+    # form: layout and block as native/matrix.hpp has them, whether tiles are whole rows
     "csr": (0, 1, False),
     "rows": (0, 1, True),
     "bitmask": (1, 1, False),
+    "bitrows": (1, 1, True),
     "4x1": (2, 4, False),
     "8x1": (2, 8, False),
     "16x1": (2, 16, False),
 }
 DTYPES = (torch.float32, torch.bfloat16)
 _WORDS = {torch.float32: torch.int32, torch.bfloat16: torch.int16}
-_TILE = {0: 96, 1: 128, 2: 96}  # by layout: 64 tokens of so many columns stay in a first cache of 32 KB
+TILES = {0: (96, 192), 1: (128,), 2: (96, 192, 512)}
+"""Columns of a tile, by layout. 64 tokens of the smallest stay in a first cache of 32 KB. Sparser weights have wider
+tiles: a row of a tile is to have enough values for what its beginning and end take."""
+_ENOUGH = {0: 12, 1: 0, 2: 19}  # values, or blocks of them, of a row of a tile
+_BYTE = 256  # tiles from here on have indices and counts of two bytes
 
 
 def layout_of(form: Form) -> tuple[int, int, bool]:
-    """Layout, rows that share columns and whether indices take two bytes. Errors: `SpecError` for an unknown form."""
+    """Layout, rows that share columns and whether tiles are whole rows. Errors: `SpecError` for an unknown form."""
     if form in LAYOUTS:
         return LAYOUTS[form]
     if _pattern(form) is not None:
@@ -61,11 +67,28 @@ def _pattern(form: Form) -> tuple[int, int] | None:
     return int(found[1]), int(found[2])
 
 
-def _tile(form: Form, cols: int) -> int:
-    """Columns of a tile."""
+def _tiles(form: Form, cols: int) -> list[int]:
+    """Columns that a tile can have, the least first."""
     least = max(64, -(-cols // 64) * 64)
-    layout, _, wide = layout_of(form)
-    return min(least, 511 * 64 if wide else _TILE[layout])
+    layout, _, whole = layout_of(form)
+    return sorted({min(least, tile) for tile in ((511 * 64,) if whole else TILES[layout])})
+
+
+def _tile(form: Form, rows: int, cols: int, slots: int) -> int:
+    """Columns of a tile, of which a weight has so many; the widest that it can be. 0: none fits."""
+    blocks = -(-rows // ROWS)
+    return next((t for t in reversed(_tiles(form, cols)) if blocks * -(-cols // t) == slots), 0)
+
+
+def _tile_for(form: Form, cols: int, density: float) -> int:
+    """Columns of a tile for a weight of which such a share is kept."""
+    tiles, layout = _tiles(form, cols), layout_of(form)[0]
+    return next((t for t in tiles if t * density >= _ENOUGH[layout]), tiles[-1])
+
+
+def _kind(layout: int, tile: int) -> torch.dtype:
+    """The type of indices and counts."""
+    return torch.uint8 if layout == 1 or tile < _BYTE else torch.int16
 
 
 @dataclass(frozen=True)
@@ -74,7 +97,7 @@ class Packed:
 
     Attributes:
         values: what is left, float32 or bfloat16, and 16 zeros behind it.
-        index: columns within tiles (uint8, int16), or the bits of a bitmask (uint8).
+        index: columns within tiles (uint8; int16 in wide tiles), or the bits of a bitmask (uint8).
         counts: entries of each row or block of rows in each tile; empty for a bitmask.
         starts: int64, where each tile begins in `values`, in entries; the last number is their count.
         shape: of the weight: [out, in] or [out, in, height, width].
@@ -101,7 +124,7 @@ class Packed:
     @property
     def tile(self) -> int:
         """Columns of a tile."""
-        return _tile(self.form, self.cols)
+        return _tile(self.form, self.rows, self.cols, self.starts.numel() - 1)
 
     @property
     def tensors(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -153,16 +176,16 @@ def _columns(shape: Sequence[int]) -> int:
 
 def problem_of(values: Tensor, index: Tensor, counts: Tensor, starts: Tensor, rows: int, cols: int, form: Form) -> str:
     """Why these tensors cannot be given to the kernels; empty if they can. Looks at sizes, not at each index."""
-    layout, block, wide = layout_of(form)
-    tile = _tile(form, cols)
-    slots = -(-rows // ROWS) * -(-cols // tile)
-    kind = torch.int16 if wide else torch.uint8
+    layout, block, _ = layout_of(form)
+    slots = starts.numel() - 1
+    tile = _tile(form, rows, cols, slots)
+    kind = _kind(layout, tile)
     if values.dtype not in DTYPES or index.dtype != kind or counts.dtype != kind or starts.dtype != torch.int64:
         return f"its types are {values.dtype}, {index.dtype}, {counts.dtype}, {starts.dtype}"
     if any(t.device.type != "cpu" or not t.is_contiguous() for t in (values, index, counts, starts)):
         return "a tensor is not on the CPU, or not contiguous"
-    if starts.numel() != slots + 1:
-        return f"starts has {starts.numel()} entries instead of {slots + 1}"
+    if not tile:
+        return f"starts has {starts.numel()} entries, which fits no tiles"
     entries = int(starts[-1])
     if values.numel() != entries * block + SLACK or entries < 0:
         return f"{values.numel()} values for {entries} entries"
@@ -175,9 +198,11 @@ def problem_of(values: Tensor, index: Tensor, counts: Tensor, starts: Tensor, ro
 
 def matrix(values: Tensor, index: Tensor, counts: Tensor, starts: Tensor, rows: int, cols: int, form: Form) -> Matrix:
     """What the library is told about a weight; the tensors must outlive it."""
-    layout, block, wide = layout_of(form)
+    layout, block, _ = layout_of(form)
     pointers = (t.data_ptr() for t in (values, index, counts, starts))
-    return Matrix(*pointers, rows, cols, _tile(form, cols), layout, block, wide, values.dtype == torch.bfloat16)
+    tile = _tile(form, rows, cols, starts.numel() - 1)
+    wide = _kind(layout, tile) == torch.int16
+    return Matrix(*pointers, rows, cols, tile, layout, block, wide, values.dtype == torch.bfloat16)
 
 
 def _flat(weight: Tensor) -> Tensor:
@@ -204,7 +229,7 @@ def pack(weight: Tensor, form: Form = "csr", dtype: torch.dtype | None = None) -
     Cost: some passes over the weight, memory of a few times its size meanwhile.
     Errors: `SpecError` for other types and shapes, and for an n:m that the weight does not have.
     """
-    layout, block, wide = layout_of(form)
+    layout, block, _ = layout_of(form)
     kept = weight.dtype if dtype is None else dtype
     if kept not in DTYPES:
         raise SpecError(f"values are kept as float32 or bfloat16, not {kept}")
@@ -216,7 +241,7 @@ def pack(weight: Tensor, form: Form = "csr", dtype: torch.dtype | None = None) -
             f"this weight of shape {list(weight.shape)} is not {form}: some {pattern[1]} neighbours have more"
         )
     rows, cols = flat_weight.shape
-    tile = _tile(form, cols)
+    tile = _tile_for(form, cols, int(flat_weight.count_nonzero()) / max(flat_weight.numel(), 1))
     blocks, tiles = -(-rows // ROWS), -(-cols // tile)
     padded = torch.nn.functional.pad(flat_weight, (0, tiles * tile - cols, 0, blocks * ROWS - rows))
     grid = padded.view(blocks, ROWS // block, block, tiles, tile).permute(0, 3, 1, 4, 2).contiguous()
@@ -225,7 +250,7 @@ def pack(weight: Tensor, form: Form = "csr", dtype: torch.dtype | None = None) -
     values = torch.cat([grid.view(-1, block)[flat].flatten(), flat_weight.new_zeros(SLACK)])
     per_tile = there.flatten(2).sum(-1).flatten()
     starts = torch.cat([per_tile.new_zeros(1), per_tile.cumsum(0)])
-    kind = torch.int16 if wide else torch.uint8
+    kind = _kind(layout, tile)
     if layout == 1:
         weights = torch.tensor([1 << i for i in range(8)], dtype=torch.uint8)
         index = (there.view(-1, 8).to(torch.uint8) * weights).sum(-1, dtype=torch.uint8)
@@ -253,13 +278,13 @@ def forms_of(weight: Tensor, least: float = 0.75, patterns: Sequence[str] = ("2:
         least: share of the values of a block form that have to be other than zero for it to be named.
         patterns: the n:m that are tried.
 
-    Returns: form -> values other than zero over values that it stores (1 for csr, rows and bitmask); for n:m, over
-        the places of the pattern.
+    Returns: form -> values other than zero over values that it stores (1 for single weights); for n:m, over the places
+        of the pattern.
     Cost: some passes over the weight.
     """
     there = _flat(weight) != 0
     rows, _ = there.shape
-    found = {"csr": 1.0, "rows": 1.0, "bitmask": 1.0}
+    found = {"csr": 1.0, "rows": 1.0, "bitmask": 1.0, "bitrows": 1.0}
     for form in patterns:
         pattern = _pattern(form)
         if pattern is None:

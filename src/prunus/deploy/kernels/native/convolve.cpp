@@ -1,4 +1,4 @@
-// Convolutions as products: a panel holds what some output positions see of the (padded) input.
+// Convolutions as products: a panel is what some output positions see of the (padded) input.
 #include <cstring>
 #include <vector>
 
@@ -36,16 +36,16 @@ struct Plan {
     Convolution c;
     int64_t height, width, plane, oh, ow;  // of the padded input, of the output
     bool flat;
-    int32_t segment;
-    std::vector<int32_t> table;   // flat: where column k lies in a panel
+    std::vector<int32_t> table;   // flat: the same
     std::vector<int64_t> offset;  // of column k in the padded input
     std::vector<Place> places;
 };
 
-// Tokens are positions of the padded plane, row after row, also where a row has no output any more: neighbours in a
-// panel are then neighbours in memory for every column, and a panel needs one copy per row of the kernel.
-bool flat_pays(const Convolution &c, int64_t width, int64_t ow) {
-    return c.stride_h == 1 && c.stride_w == 1 && c.kernel_w > 1 && (width - ow) * 5 <= width;
+// Tokens are positions of the padded plane, row after row, also where a row has no output any more: neighbours are then
+// neighbours in memory for every column, and the padded input itself is all panels, with a table for the columns.
+bool flat_pays(const Convolution &c, const Plan &p) {
+    return c.stride_h == 1 && c.stride_w == 1 && (p.width - p.ow) * 10 <= p.width * 3 &&
+           c.channels * p.plane < INT32_MAX;
 }
 
 void place_flat(Plan &p, const Level &l) {
@@ -96,31 +96,22 @@ Plan planned(const Convolution &c, const Level &l) {
     p.plane = p.height * p.width;
     p.oh = c.out_h();
     p.ow = c.out_w();
-    p.flat = flat_pays(c, p.width, p.ow);
-    p.segment = int32_t((l.widest + (c.kernel_w - 1) * c.dilation_w + 15) / 16 * 16);
-    for (int64_t i = 0, k = 0; i < c.channels; i++)
+    p.flat = flat_pays(c, p);
+    p.offset.reserve(size_t(c.channels * c.kernel_h * c.kernel_w));
+    for (int64_t i = 0; i < c.channels; i++)
         for (int64_t y = 0; y < c.kernel_h; y++)
-            for (int64_t x = 0; x < c.kernel_w; x++, k++) {
+            for (int64_t x = 0; x < c.kernel_w; x++)
                 p.offset.push_back(i * p.plane + y * c.dilation_h * p.width + x * c.dilation_w);
-                if (p.flat) p.table.push_back(int32_t((i * c.kernel_h + y) * p.segment + x * c.dilation_w));
-            }
-    if (p.flat) place_flat(p, l);
-    else place_gathered(p, l);
+    if (p.flat) {
+        p.table.assign(p.offset.begin(), p.offset.end());
+        place_flat(p, l);
+    } else {
+        place_gathered(p, l);
+    }
     return p;
 }
 
-int64_t panel_size(const Plan &p, const Place &place) {
-    return p.flat ? p.c.channels * p.c.kernel_h * p.segment : int64_t(p.offset.size()) * place.width;
-}
-
 void fill(const Plan &p, const Place &place, const float *padded, float *panel) {
-    if (p.flat) {
-        const size_t bytes = size_t(place.width + (p.c.kernel_w - 1) * p.c.dilation_w) * sizeof(float);
-        for (int64_t i = 0; i < p.c.channels; i++)
-            for (int64_t y = 0; y < p.c.kernel_h; y++, panel += p.segment)
-                std::memcpy(panel, padded + place.source + i * p.plane + y * p.c.dilation_h * p.width, bytes);
-        return;
-    }
     const Piece &end = place.pieces.back();
     const int32_t there = end.token + end.count;
     const size_t columns = p.offset.size();
@@ -148,8 +139,8 @@ void convolve(const Matrix &m, const void *x, int32_t half, const Convolution &c
     Plan p = planned(c, l);
     const int64_t planes = c.images * c.channels, blocks = (m.rows + kRows - 1) / kRows;
     // A flat panel may read on behind the last plane.
-    float *padded = padded_memory.floats(planes * p.plane + kWidest + p.segment);
-    std::memset(padded + planes * p.plane, 0, size_t(kWidest + p.segment) * sizeof(float));
+    float *padded = padded_memory.floats(planes * p.plane + kWidest);
+    std::memset(padded + planes * p.plane, 0, size_t(kWidest) * sizeof(float));
     std::atomic<int32_t> special{0};
     each(threads, planes, [&](int64_t i) {
         float *to = padded + i * p.plane;
@@ -165,16 +156,21 @@ void convolve(const Matrix &m, const void *x, int32_t half, const Convolution &c
         }
         if (odd) special.store(1, std::memory_order_relaxed);
     });
-    const int64_t largest = panel_size(p, {0, {}, {}, l.widest});
-    const int64_t at_once = std::max<int64_t>(kMostPacked / (largest + 1), int64_t(threads) * kTogether);
+    const int64_t largest = p.flat ? 0 : int64_t(p.offset.size()) * l.widest;
+    const int64_t most = std::max<int64_t>(kMostPacked / (largest + 1), int64_t(threads) * kTogether);
+    const int64_t at_once = p.flat ? int64_t(p.places.size()) : most;
     const int64_t out_plane = p.oh * p.ow;
     for (size_t from = 0; from < p.places.size(); from += size_t(at_once)) {
         const int64_t count = std::min<int64_t>(at_once, int64_t(p.places.size() - from));
         std::vector<Panel> panels(static_cast<size_t>(count));
-        float *memory = panel_memory.floats(count * largest);
-        for (int64_t i = 0; i < count; i++)
-            panels[i] = {memory + i * largest, p.flat ? p.table.data() : nullptr, p.places[from + i].width, special};
-        each(threads, count, [&](int64_t i) { fill(p, p.places[from + i], padded, memory + i * largest); });
+        float *memory = p.flat ? nullptr : panel_memory.floats(count * largest);
+        for (int64_t i = 0; i < count; i++) {
+            const Place &place = p.places[from + i];
+            if (p.flat) panels[i] = {padded + place.source, p.table.data(), place.width, special};
+            else panels[i] = {memory + i * largest, nullptr, place.width, special};
+        }
+        if (!p.flat)
+            each(threads, count, [&](int64_t i) { fill(p, p.places[from + i], padded, memory + i * largest); });
         const int64_t groups = (count + kTogether - 1) / kTogether;
         const int64_t tall = blocks_together(blocks, groups, threads), stacks = (blocks + tall - 1) / tall;
         each(threads, stacks * groups, [&](int64_t task) {

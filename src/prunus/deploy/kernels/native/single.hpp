@@ -15,6 +15,77 @@ INLINE Eight wide(const uint16_t *v, Eight *) {
     return (Eight)(__builtin_convertvector(*reinterpret_cast<const Half8 *>(v), Int8) << 16);
 }
 
+#if defined(__AVX2__)
+// Memory far behind what is read is asked for early: the processor's own prefetching stops at the end of each page.
+INLINE void ahead(const void *p) { _mm_prefetch(static_cast<const char *>(p) + 2048, _MM_HINT_T0); }
+
+INLINE float total(__m256 a) {
+    __m128 h = _mm_add_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps(a, 1));
+    h = _mm_add_ps(h, _mm_movehl_ps(h, h));
+    return _mm_cvtss_f32(h) + _mm_cvtss_f32(_mm_movehdup_ps(h));
+}
+
+// Four inputs by four indices, which lie in one word. Faster than a gather instruction on all but the newest processors.
+INLINE __m128 four_of(const float *x, const uint16_t *index) {
+    uint64_t w;
+    memcpy(&w, index, 8);
+    __m128 a = _mm_load_ss(x + uint16_t(w));
+    a = _mm_insert_ps(a, _mm_load_ss(x + uint16_t(w >> 16)), 0x10);
+    a = _mm_insert_ps(a, _mm_load_ss(x + uint16_t(w >> 32)), 0x20);
+    return _mm_insert_ps(a, _mm_load_ss(x + (w >> 48)), 0x30);
+}
+INLINE __m128 four_of(const float *x, const uint8_t *index) {
+    uint32_t w;
+    memcpy(&w, index, 4);
+    __m128 a = _mm_load_ss(x + uint8_t(w));
+    a = _mm_insert_ps(a, _mm_load_ss(x + uint8_t(w >> 8)), 0x10);
+    a = _mm_insert_ps(a, _mm_load_ss(x + uint8_t(w >> 16)), 0x20);
+    return _mm_insert_ps(a, _mm_load_ss(x + (w >> 24)), 0x30);
+}
+template <class I>
+INLINE __m256 eight_of(const float *x, const I *index) {
+    return _mm256_insertf128_ps(_mm256_castps128_ps256(four_of(x, index)), four_of(x, index + 4), 1);
+}
+
+alignas(64) const int32_t kLast[16] = {0, 0, 0, 0, 0, 0, 0, 0, -1, -1, -1, -1, -1, -1, -1, -1};
+
+template <class V, class I>
+INLINE float list_times(const V *v, const I *index, int n, const float *x) {
+    if (n < 8) {
+        float sum = 0;
+        for (int j = 0; j < n; j++) sum += widened(v[j]) * x[index[j]];
+        return sum;
+    }
+    __m256 s[2] = {_mm256_setzero_ps(), _mm256_setzero_ps()};
+    int j = 0;
+    for (; j + 16 <= n; j += 16) {
+        ahead(v + j);
+        ahead(index + j);
+        s[0] = _mm256_fmadd_ps(eight_of(x, index + j), (__m256)wide(v + j, static_cast<Eight *>(nullptr)), s[0]);
+        s[1] = _mm256_fmadd_ps(eight_of(x, index + j + 8), (__m256)wide(v + j + 8, static_cast<Eight *>(nullptr)), s[1]);
+    }
+    if (j + 8 <= n) {
+        s[0] = _mm256_fmadd_ps(eight_of(x, index + j), (__m256)wide(v + j, static_cast<Eight *>(nullptr)), s[0]);
+        j += 8;
+    }
+    // The last eight once more, without those that were taken.
+    const __m256 rest = _mm256_loadu_ps(reinterpret_cast<const float *>(kLast + (n - j)));
+    const __m256 w = _mm256_and_ps((__m256)wide(v + n - 8, static_cast<Eight *>(nullptr)), rest);
+    s[1] = _mm256_fmadd_ps(_mm256_and_ps(eight_of(x, index + n - 8), rest), w, s[1]);
+    return total(_mm256_add_ps(s[0], s[1]));
+}
+#else
+template <class V, class I>
+INLINE float list_times(const V *v, const I *index, int n, const float *x) {
+    float s[4] = {};
+    int j = 0;
+    for (; j + 4 <= n; j += 4)
+        for (int u = 0; u < 4; u++) s[u] += widened(v[j + u]) * x[index[j + u]];
+    for (; j < n; j++) s[0] += widened(v[j]) * x[index[j]];
+    return (s[0] + s[1]) + (s[2] + s[3]);
+}
+#endif
+
 template <class V, class I>
 void single_lists(const Matrix &m, int64_t slot, int rows, const float *x, float *out) {
     const V *v = static_cast<const V *>(m.values) + m.starts[slot];
@@ -22,20 +93,7 @@ void single_lists(const Matrix &m, int64_t slot, int rows, const float *x, float
     const I *counts = reinterpret_cast<const I *>(m.counts) + slot * kRows;
     for (int r = 0; r < rows; r++) {
         const int n = counts[r];
-        float a = 0, b = 0, c = 0, d = 0, e = 0, f = 0, g = 0, h = 0;
-        int j = 0;
-        for (; j + 8 <= n; j += 8) {
-            a += widened(v[j]) * x[index[j]];
-            b += widened(v[j + 1]) * x[index[j + 1]];
-            c += widened(v[j + 2]) * x[index[j + 2]];
-            d += widened(v[j + 3]) * x[index[j + 3]];
-            e += widened(v[j + 4]) * x[index[j + 4]];
-            f += widened(v[j + 5]) * x[index[j + 5]];
-            g += widened(v[j + 6]) * x[index[j + 6]];
-            h += widened(v[j + 7]) * x[index[j + 7]];
-        }
-        for (; j < n; j++) a += widened(v[j]) * x[index[j]];
-        out[r] += ((a + b) + (c + d)) + ((e + f) + (g + h));
+        out[r] += list_times(v, index, n, x);
         v += n;
         index += n;
     }
@@ -92,26 +150,27 @@ void single_bits(const Matrix &m, int64_t slot, int rows, const float *x, float 
     }
 }
 #elif defined(__AVX2__)
-// For each byte: which of the next values each lane takes; a negative number for none.
+// For each byte: which of the next values each lane takes, with the sign bit set; no sign where it takes none.
 struct Spread {
-    int32_t lane[256][8];
-    constexpr Spread() : lane() {
+    uint64_t lanes[256];
+    constexpr Spread() : lanes() {
         for (int m = 0; m < 256; m++)
-            for (int i = 0, n = 0; i < 8; i++) lane[m][i] = m >> i & 1 ? n++ : INT32_MIN;
+            for (int i = 0, n = 0; i < 8; i++)
+                if (m >> i & 1) lanes[m] |= uint64_t(0x80 | n++) << (8 * i);
     }
 };
 alignas(64) constexpr Spread kSpread;
 
+// One row of a tile, exactly: what the loop below cannot tell where values are not finite.
 template <class V>
-INLINE __m256 spread(const V *v, uint8_t bits) {
-    __m256 w;
-    if constexpr (sizeof(V) == 4)
-        w = _mm256_loadu_ps(v);
-    else
-        w = _mm256_castsi256_ps(
-            _mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i *>(v))), 16));
-    const __m256i lane = _mm256_load_si256(reinterpret_cast<const __m256i *>(kSpread.lane[bits]));
-    return _mm256_blendv_ps(_mm256_permutevar8x32_ps(w, lane), _mm256_setzero_ps(), _mm256_castsi256_ps(lane));
+__attribute__((noinline)) float bits_row(const V *v, const uint8_t *mask, int bytes, const float *x) {
+    float s = 0;
+    for (int b = 0; b < bytes; b += 8) {
+        uint64_t left;
+        memcpy(&left, mask + b, 8);
+        for (; left; left &= left - 1) s += widened(*v++) * x[b * 8 + __builtin_ctzll(left)];
+    }
+    return s;
 }
 
 template <class V>
@@ -120,20 +179,24 @@ void single_bits(const Matrix &m, int64_t slot, int rows, const float *x, float 
     const int bytes = m.tile / 8;
     const uint8_t *mask = m.index + slot * kRows * bytes;
     for (int r = 0; r < rows; r++, mask += bytes) {
+        const V *first = v;
         __m256 s[4] = {_mm256_setzero_ps(), _mm256_setzero_ps(), _mm256_setzero_ps(), _mm256_setzero_ps()};
         for (int i = 0; i < bytes; i += 4) {
             uint32_t four;
             memcpy(&four, mask + i, 4);
+            ahead(v);
             for (int u = 0; u < 4; u++) {
                 const uint8_t bits = uint8_t(four >> (8 * u));
-                s[u] = _mm256_fmadd_ps(spread(v, bits), _mm256_loadu_ps(x + (i + u) * 8), s[u]);
+                const __m256i lanes =
+                    _mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i *>(kSpread.lanes + bits)));
+                const __m256 w = _mm256_permutevar8x32_ps((__m256)wide(v, static_cast<Eight *>(nullptr)), lanes);
+                s[u] = _mm256_fmadd_ps(w, _mm256_maskload_ps(x + (i + u) * 8, lanes), s[u]);
                 v += __builtin_popcount(bits);
             }
         }
-        const __m256 a = _mm256_add_ps(_mm256_add_ps(s[0], s[1]), _mm256_add_ps(s[2], s[3]));
-        __m128 h = _mm_add_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps(a, 1));
-        h = _mm_add_ps(h, _mm_movehl_ps(h, h));
-        out[r] += _mm_cvtss_f32(h) + _mm_cvtss_f32(_mm_movehdup_ps(h));
+        // A lane without a value holds another one times zero, which is not zero if that is NaN or infinite.
+        const float sum = total(_mm256_add_ps(_mm256_add_ps(s[0], s[1]), _mm256_add_ps(s[2], s[3])));
+        out[r] += is_special(sum) ? bits_row(first, mask, bytes, x) : sum;
     }
 }
 #else
