@@ -248,7 +248,9 @@ def worst(width: int) -> Tensor:
 
 
 @pytest.mark.parametrize("kind", ["correlated", "worst"])
-@pytest.mark.parametrize(("width", "damp"), [(256, 0.01), (256, 256 / 2**22), (300, 300 / 2**22)])
+@pytest.mark.parametrize(
+    ("width", "damp"), [(256, 0.01), (256, 256 / 2**22), (300, 300 / 2**22), (700, 0.01), (700, 0.0012)]
+)
 def test_float32_is_within_1e_4_of_float64_wherever_it_is_used(kind: str, width: int, damp: float) -> None:
     x = inputs(3 * width, width) if kind == "correlated" else worst(width)
     layer = layer_of(x, 32, half(32, width))
@@ -290,6 +292,17 @@ def test_the_upper_factor(width: int) -> None:
         assert torch.equal(part, m[low:high, columns])
     restore_(half, 0)
     assert torch.allclose(half.whole(), h)
+
+
+def test_products_in_float32_where_they_hardly_matter() -> None:
+    h = layer_of(worst(800), 1).gram
+    h.diagonal().add_(0.01 * h.diagonal().mean())
+    least = float(torch.linalg.eigvalsh(h)[0])
+    fine, rough, wild = (Symmetric.of(h) for _ in range(3))
+    assert upper_(fine) == upper_(rough, 300 * least) == upper_(wild, 1e9 * least) == 0
+    made = [one.corner(slice(0, 800)) for one in (fine, rough, wild)]
+    off = [float(torch.linalg.matrix_norm(m @ m.T - h, 2)) / least for m in made]
+    assert off[0] < 1e-10 < 1e-8 < off[1] < 2e-6 < off[2]
 
 
 @pytest.mark.parametrize("at", [0, 255, 256, 400, 519])

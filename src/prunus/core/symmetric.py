@@ -117,6 +117,13 @@ class Symmetric:
             if start < stop:
                 yield slice(start, stop), panel[rows, start - span.start : stop - span.start]
 
+    def above(self, rows: slice, columns: slice, dtype: torch.dtype) -> Float[Tensor, "rows columns"]:
+        """Rows that end where the columns begin, or before."""
+        made = torch.empty(rows.stop - rows.start, columns.stop - columns.start, dtype=dtype, device=self.device)
+        for mine, part in self.upper(rows, columns):
+            made[:, mine.start - columns.start : mine.stop - columns.start] = part
+        return made
+
     def corner(self, span: slice) -> Float[Tensor, "b b"]:
         """A block on the diagonal, from the top down to the diagonal; zeros below."""
         size = span.stop - span.start
@@ -131,6 +138,6 @@ def numbers(width: int) -> int:
     return sum(s.stop * (s.stop - s.start) for s in spans(width))
 
 
-def spans(width: int, step: int = PANEL) -> list[slice]:
-    """Numbers below `width`, so many at a time."""
-    return [slice(i, min(i + step, width)) for i in range(0, width, step)]
+def spans(stop: int, step: int = PANEL, start: int = 0) -> list[slice]:
+    """Numbers from `start` to below `stop`, so many at a time."""
+    return [slice(i, min(i + step, stop)) for i in range(start, stop, step)]

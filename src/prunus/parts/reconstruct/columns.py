@@ -12,11 +12,14 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from prunus.core.symmetric import Symmetric
+from prunus.core.symmetric import Symmetric, spans
 from prunus.parts.reconstruct.solve import inverse_upper
 
 LEAF = 16
 """Up to this many columns are updated one after the other."""
+
+ACROSS = 1024
+"""How many columns are told at a time what those before have moved: the factor's part for them is copied."""
 
 Select = Callable[[Float[Tensor, "b out"], slice], Bool[Tensor, "b out"]]
 """`(root of what removing each weight costs, columns) -> keep`."""
@@ -57,8 +60,9 @@ class Sweep:
             return
         middle = start + halved(stop - start, self.block)
         self.run(start, middle)
-        for mine, across in self.factor.upper(slice(start, middle), slice(middle, stop)):
-            self.moved[mine].addmm_(across.to(self.w.dtype).T, self.moved[start:middle])
+        for mine in spans(stop, ACROSS, middle):
+            across = self.factor.above(slice(start, middle), mine, self.w.dtype)
+            self.moved[mine].addmm_(across.T, self.moved[start:middle])
         self.run(middle, stop)
 
 

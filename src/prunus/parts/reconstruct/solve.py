@@ -4,7 +4,7 @@ Throughout, the error of weights w in place of w0 is the sum over rows of (w - w
 damped: what the damping adds is a pull towards the weights as they were.
 """
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -17,6 +17,11 @@ from prunus.parts.evidence.curvature import LEAST_PIVOT, searched
 ENTRIES = 1 << 25
 SAFE = 1e-4
 """Damped by as much, a matrix of second moments has a factor. Otherwise a copy is kept to try again with."""
+TOLERATED = 300.0
+"""How large products in float32 may be, in shares of what damping adds to the diagonal: their rounding, 2^-24 of it, is
+then 2e-5 of the least that H is in any direction, and less by ten times where measured, for errors have signs."""
+FEW = 8
+"""How many panels' products are added up in float32."""
 CACHED = 1 << 10
 """Rows of a panel that stay in a CPU's cache while they are worked on."""
 
@@ -64,11 +69,12 @@ def batches(width: int, *tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
     return iter([t.split(rows) for t in tensors])
 
 
-def factored(h: Symmetric, damp: float, name: str) -> Factored:
+def factored(h: Symmetric, damp: float, name: str, *, coarse: bool = False) -> Factored:
     """Put M into the place of a damped H = M M^T, M upper triangular: then H^-1 = U^T U with U = M^-1, also upper.
     Where it has been done already, nothing is.
 
-    Damped as `settled` does. Cost: in^3 / 3; no further matrix, but for dampings below `SAFE`. Errors: as `settled`.
+    Damped as `settled` does. `coarse`: products in float32 where they hardly matter. Cost: in^3 / 3;
+    no further matrix, but for dampings below `SAFE`. Errors: as `settled`.
     """
     if h.factored is None:
         dead = h.diagonal() == 0
@@ -80,7 +86,7 @@ def factored(h: Symmetric, damp: float, name: str) -> Factored:
             nonlocal added
             h.add_to_diagonal_((used - added) * level)
             added = used
-            done = upper_(h)
+            done = upper_(h, TOLERATED * used * level if coarse else 0.0)
             pivots = h.diagonal()
             if done == 0 and float(pivots.min()) > LEAST_PIVOT * float(pivots.max()):
                 return pivots
@@ -97,15 +103,16 @@ def factored(h: Symmetric, damp: float, name: str) -> Factored:
     return h.factored
 
 
-def upper_(h: Symmetric) -> int:
+def upper_(h: Symmetric, tolerated: float = 0.0) -> int:
     """M upper triangular with H = M M^T, in the place of H; returns 0, or which panel, and all before it, has none.
 
-    Panels from the last to the first, each less its products with those behind it, which are done.
+    Panels from the last to the first, each less its products with those behind it, which are done: in float32 with
+    panels whose products with each other have a norm of about `tolerated` / 2^-24 at most.
     """
-    panels = list(h.spans())
+    panels, coarse = list(h.spans()), set[int]()
     for at in range(len(panels), 0, -1):
         span, panel = panels[at - 1]
-        _add(panel, span, panels[at:], alpha=-1.0)
+        _add(panel, span, panels[at:], coarse={i - at for i in coarse})
         found = torch.linalg.cholesky_ex(panel[span].flip(0, 1))
         if int(found.info) != 0:
             return at
@@ -113,6 +120,10 @@ def upper_(h: Symmetric) -> int:
         inverse = inverse_upper(corner).T
         for rows in _pieces(span.start, panel):
             panel[rows] = panel[rows] @ inverse
+        if tolerated and at > 1:
+            lengths = panel[: span.start].square().sum(1)
+            if float(lengths.max() * lengths.sum()) ** 0.5 <= tolerated:
+                coarse.add(at - 1)
     return 0
 
 
@@ -128,11 +139,22 @@ def restore_(h: Symmetric, done: int) -> None:
         _add(panel, span, panels[at:], alpha=1.0)
 
 
-def _add(panel: Tensor, span: slice, behind: list[tuple[slice, Tensor]], alpha: float) -> None:
-    """Add the products of a panel's rows with its columns, of the panels behind it, some rows at a time."""
+def _add(
+    panel: Tensor, span: slice, behind: list[tuple[slice, Tensor]], alpha: float = -1.0, coarse: Collection[int] = ()
+) -> None:
+    """Add the products of a panel's rows with its columns, of the panels behind it, some rows at a time. Of those whose
+    numbers are in `coarse`, a few are added up in float32.
+    """
+    fine = [other for i, (_, other) in enumerate(behind) if i not in coarse]
+    rough = [other for i, (_, other) in enumerate(behind) if i in coarse]
     for rows in _pieces(span.stop, panel):
-        for _, other in behind:
+        for other in fine:
             panel[rows].addmm_(other[rows], other[span].T, alpha=alpha)
+        for few in spans(len(rough), FEW):
+            total = torch.zeros(rows.stop - rows.start, panel.shape[1], device=panel.device)
+            for other in rough[few]:
+                total.addmm_(other[rows].float(), other[span].float().T, alpha=alpha)
+            panel[rows] += total
 
 
 def _pieces(stop: int, like: Tensor) -> list[slice]:

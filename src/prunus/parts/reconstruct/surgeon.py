@@ -31,7 +31,8 @@ class ObsUpdate(Reconstruction):
 
     Precision: float64, but for weights stored in float32 or coarser: they are swept in float32 where
     in <= 2^22 damp, so that rounding, which U amplifies by at most sqrt(in / damp + 1), stays below 1e-4 of the
-    weights (the factor of H is always float64; tested on inputs of the worst condition there is).
+    weights. H and its factor are float64; on the way to it, products that are small beside what the damping
+    adds are made in float32 (`solve.TOLERATED`). Tested on inputs of the worst condition there is.
     Shapes: `[out, in] -> [out, in]`. Cost: in^3 / 3 + out * in^2, nearly all in matrix products, in^3 / 3 once
     for layers that are fed the same; half of H in memory, the weights twice.
     Fails: as `LeastSquares`. Differs: exactly as many stay as the masks keep, ties to the earlier weight, where the
@@ -60,7 +61,7 @@ class ObsUpdate(Reconstruction):
         if layer.whole_columns:
             return Update(on_support(layer.w, layer.keep, solvable(layer.gram, self.damp, layer.name)), layer.keep)
         half = layer.half
-        found = factored(half, self.damp, layer.name)
+        found = factored(half, self.damp, layer.name, coarse=coarsely(layer))
         span, chooses = layer.span, self.select == "blocks"
         sweep = Sweep(
             w=columns_of(layer.stored_w, precision(layer, found.used)),
@@ -82,8 +83,12 @@ def columns_of(w: Float[Tensor, "out in"], dtype: torch.dtype) -> Float[Tensor, 
 
 def precision(layer: Layer, damp: float) -> torch.dtype:
     """In what the weights of a layer are swept: float32 where that is fine enough, and products are really float32."""
-    coarse = layer.stored != torch.float64 and layer.width <= AMPLIFIED * damp
-    return torch.float32 if coarse and exact_products() else torch.float64
+    return torch.float32 if layer.width <= AMPLIFIED * damp and coarsely(layer) else torch.float64
+
+
+def coarsely(layer: Layer) -> bool:
+    """Whether a layer's weights are no finer than float32, and products in it are."""
+    return layer.stored != torch.float64 and exact_products()
 
 
 def exact_products() -> bool:
