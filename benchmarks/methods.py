@@ -122,7 +122,9 @@ def place(name: str) -> str:
     """The network that a method is run on."""
     method = methods.find(name)
     units = getattr(method, "granularity", None)
-    if isinstance(units, Head) or any(word in name for word in FOR_TRANSFORMERS):
+    inside = getattr(units, "of", units)
+    heads = any(isinstance(u, Head) for u in (inside if isinstance(inside, tuple) else (inside,)))
+    if heads or any(word in name for word in FOR_TRANSFORMERS):
         return "ViT"
     return "ResNet-20" if isinstance(units, Block) or "block" in getattr(units, "noun", "") else "ResNet-8"
 

@@ -47,11 +47,13 @@ NOTHING_TO_READ |= {("hrank", name) for name in ("mlp", "vit", "decoder", "moe")
 # pruned in the oracles.
 NO_UNITS = {"Head": ("mlp", "cnn"), "Width": ("mlp", "cnn"), "Block": tuple(CASES), "Branch": tuple(CASES)}
 NO_UNITS["Expert"] = tuple(CASES)  # of three experts two are chosen at once
+NO_UNITS["Head, Branch"] = NO_UNITS["Head"]
 
 
 def units_of(granularity: Granularity) -> str:
-    """The name of a granularity, or of the one inside of it."""
-    return type(getattr(granularity, "of", granularity)).__name__
+    """The name of a granularity, or of those inside of it."""
+    inside = getattr(granularity, "of", granularity)
+    return ", ".join(type(g).__name__ for g in (inside if isinstance(inside, tuple) else (inside,)))
 
 
 NO_STRUCTURE = {(r, m) for r in NAMES for m in NO_UNITS.get(units_of(prunus.methods.get(r).granularity), ())}

@@ -16,6 +16,8 @@ from prunus.core.errors import SpecError
 from prunus.graph.depth.branches import branches
 from prunus.parts.gate import SoftMask, SparseScale
 from prunus.parts.granularity import Branch
+from prunus.parts.schedule import OneShot
+from tests.oracle.language_nets import gpt2, language_task, llama, logits, next_token, tokens
 
 X = torch.randn(5, 7, 6, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
 
@@ -107,3 +109,33 @@ def test_branches_without_an_end_get_no_gate() -> None:
     found = replace(methods.sss, granularity=Branch(exclude=("layers.*.attn",)))
     with pytest.raises(SpecError):
         prunus.Session(Deep(nn.Tanh), found, TASK, sparsity=0.3, steps=4).start()
+
+
+@pytest.mark.parametrize("build", [llama, gpt2], ids=["llama", "gpt2"])
+def test_super_tickets_are_heads_and_whole_feed_forward_layers(build: Any) -> None:
+    """E |dL_n/dnu| over samples, nu a factor on what a feed-forward layer returns, sample by sample; and what goes are
+    the units with the least of it over the norm of their group.
+    """
+    model = build()
+    task = language_task()
+    scores = prunus.score(model, task, "super_tickets")
+    (layers,) = [n for n in scores if "*" in n]
+    assert layers.endswith("mlp") and len(scores) == 3  # the heads of two layers, and no attention as a whole
+    found = [m for n, m in model.named_modules() if n.endswith(".mlp")]
+    nu = [torch.ones((), dtype=torch.float64, requires_grad=True) for _ in found]
+    handles = [m.register_forward_hook(lambda _m, _i, y, f=f: f * y) for m, f in zip(found, nu, strict=True)]
+    each = []
+    for batch in tokens():
+        for i in range(3):
+            one = {k: v[i : i + 1] for k, v in batch.items()}
+            each.append(torch.stack(torch.autograd.grad(next_token(model, one), nu)).abs())
+    for handle in handles:
+        handle.remove()
+    torch.testing.assert_close(scores[layers], torch.stack(each).mean(0).to(scores[layers]), rtol=1e-5, atol=1e-9)
+    shares = torch.cat([s / s.norm() for s in scores.values()])
+    result = prunus.prune(model, task, replace(methods.super_tickets, schedule=OneShot()), sparsity=1 / 6)
+    kept = torch.cat(list(result.unit_masks.values()))
+    gone = round(len(shares) / 6)
+    assert int((~kept).sum()) == gone and float(shares[kept].min()) >= float(shares[~kept].max())
+    batch = tokens()[1]
+    torch.testing.assert_close(logits(result.compact(), batch), logits(result.model, batch), rtol=1e-9, atol=1e-10)

@@ -28,6 +28,9 @@ class Moment:
         wide: `[*units]`, the units that would be kept at the density that the gate asks for as `wider`; while training.
         w: `[*units, k]`, the weights behind the gates, where the gate `sees`; no gradient goes to them.
         others: group name -> the moment of every group, this one included; while training.
+        left: of gates that lie over each other, given what every unit of some groups counts for, by name: how
+            many numbers of their matrices are left, each times the product of its units' shares, and how many there
+            are; while training.
     """
 
     progress: float
@@ -39,6 +42,7 @@ class Moment:
     wide: Bool[Tensor, "*units"] | None = None
     w: Float[Tensor, "*units k"] | None = None
     others: Mapping[str, "Moment"] = field(default_factory=dict)
+    left: Callable[[Thetas], tuple[Float[Tensor, ""], float]] | None = None
 
 
 class Gate(Part):

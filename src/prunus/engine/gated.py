@@ -1,7 +1,7 @@
 """A module that reads its weights through gates, and how the numbers of units lie over a weight."""
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -83,6 +83,41 @@ def owned(group: Group, parameters: Mapping[str, Tensor]) -> float:
         whole = m.dim is None or m.index is None
         total += size if whole else size * m.positions(group.units).numel() / parameters[m.param].shape[m.dim or 0]
     return total / group.units
+
+
+def left_of(
+    groups: Iterable[Group], shapes: Mapping[str, torch.Size], shares: Mapping[str, Tensor]
+) -> tuple[Tensor, float]:
+    """How many numbers of all matrices that groups lie over are left, each times the product of what its units count
+    for, and how many there are. Units of one axis of a matrix are multiplied before it is summed, so that no product is
+    as large as a matrix but where single weights are units.
+
+    shapes: of parameters. shares: group name -> `[*units]`.
+    """
+    over: dict[str, dict[int | None, Tensor]] = {}
+    for group in (g for g in groups if g.name in shares):
+        for m in group.members:
+            if m.buffer or m.role == "other" or len(shapes.get(m.param, ())) < 2:
+                continue
+            value = shares[group.name]
+            own = spread(group, m, value.expand(group.shape), value.new_empty(()).expand(shapes[m.param]))
+            axis = m.dim if m.unit is None and m.tile is None else None
+            lying = over.setdefault(m.param, {})
+            lying[axis] = lying[axis] * own if axis in lying else own
+    left, whole = [], 0
+    for name, lying in over.items():
+        size, rest = shapes[name].numel(), lying.pop(None, None)
+        whole += size
+        if rest is not None and rest.numel() > 1:
+            for own in lying.values():
+                rest = rest * own
+            left.append(rest.sum())
+            continue
+        product = next(iter(shares.values())).new_tensor(float(size))
+        for axis, own in lying.items():
+            product = product * own.sum() / shapes[name][axis or 0]
+        left.append(product if rest is None else product * rest.sum())
+    return torch.stack(left).sum(), float(whole)
 
 
 def wide(theta: Tensor, w: Tensor) -> Tensor:

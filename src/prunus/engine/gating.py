@@ -21,7 +21,7 @@ from prunus.core.groups import Group, Member
 from prunus.core.part import Masks
 from prunus.engine.apply_ import pack, unpack
 from prunus.engine.decide import progress, upcoming, wanted
-from prunus.engine.gated import gated, owned, reread, spread, wide
+from prunus.engine.gated import gated, left_of, owned, reread, spread, wide
 from prunus.engine.hooks import calling_scaler
 from prunus.engine.score import acting, behind, gates_of, make_sources, worth_of
 from prunus.parts.evidence.mode import evidence_mode
@@ -162,13 +162,18 @@ class Gating:
         self._moments = {}
         for name, theta in self.thetas.items():
             noise = torch.rand((*draws, *theta.shape), generator=draw).to(theta) if self.part.samples else None
-            seen = self.wide.get(name), self._behind(name), self._moments
+            seen = self.wide.get(name), self._behind(name), self._moments, self._left
             self._moments[name] = Moment(far, density, keep.get(name), noise, self.duals, self._sizes, *seen)
         if self._joint:
             # Worked out once; what comes back to these leaves goes on to the thetas when the gates step.
             with torch.enable_grad():
                 self._joined = self.part.values(self.thetas, self._moments)
             self._leaves = {n: v.detach().requires_grad_(v.requires_grad) for n, v in self._joined.items()}
+
+    def _left(self, shares: Mapping[str, Tensor]) -> tuple[Tensor, float]:
+        """What is left of the matrices that gates lie over: see `Moment.left`."""
+        shapes = {n: p.shape for n, p in self.session.parameters.items()}
+        return left_of(self.session.groups, shapes, shares)
 
     def _behind(self, name: str) -> Tensor | None:
         """`[*units, k]`: the weights that produce a group's units, where the gate asks to see them."""

@@ -86,11 +86,20 @@ class ActivationEvidence(Evidence):
         empty = True
         for batch in sources.task.calibration():
             empty = False
-            for uses in captured(sources, names, gradients=self.reads == "labels", batches=[batch]):
-                found = {g.name: self.of(g, readers(g, uses), samples_of(batch)) for g in sources.groups}
+            ways = {"gradients": self.reads == "labels", "outputs": self.outputs(sources)}
+            for uses in captured(sources, names, **ways, batches=[batch]):
+                found = {g.name: self.told(g, uses, samples_of(batch)) for g in sources.groups}
                 yield {name: value for name, value in found.items() if value is not None}
         if empty:
             raise DataError(NO_BATCH)
+
+    def outputs(self, sources: Sources) -> bool:
+        """Whether what maps put out is asked for too."""
+        return False
+
+    def told(self, group: Group, uses: Uses, samples: int | None) -> Tensor | None:
+        """The evidence of one group from all that was seen; None where it is undefined."""
+        return self.of(group, readers(group, uses), samples)
 
     def of(self, group: Group, seen: list[tuple[Member, Use]], samples: int | None) -> Tensor | None:
         """The evidence of one group from its readers; None where it is undefined."""
@@ -126,10 +135,33 @@ class GateGradEvidence(ActivationGradEvidence):
     """The gradient of every sample's loss with respect to a gate (a factor of 1) on each unit, in one backward.
 
     A gate on a unit scales what all of its readers see, so its gradient is the sum over readers and positions of
-    x dL/dx. The loss is taken as a mean over the batch: L = 1/N sum of L_n, so dL_n/dgate is N times what the batch's
-    loss gives for sample n. A group is left out where one of its readers is not seen in the batch, or where the rows
-    of its readers are no samples. Cost: one forward and backward per batch.
+    x dL/dx; one on a residual branch scales what its last map puts out, so there it is that of y dL/dy. The loss is
+    taken as a mean over the batch: L = 1/N sum of L_n, so dL_n/dgate is N times what the batch's loss gives for sample
+    n. A group is left out where one of its readers (of branches, one of the last maps, with its bias) is not seen in
+    the batch, or where the rows of its readers are no samples. Cost: one forward and backward per batch; of branches,
+    what all maps put out is in memory.
     """
+
+    def outputs(self, sources: Sources) -> bool:
+        return any(getattr(g, "ends", ()) for g in sources.groups)
+
+    def told(self, group: Group, uses: Uses, samples: int | None) -> Tensor | None:
+        ends = getattr(group, "ends", ())
+        if not ends or not all(ends):
+            return super().told(group, uses, samples)
+        last = [
+            [use for n in names for use in uses.get(n, ()) if {n, use.bias} - {None} == set(names)] for names in ends
+        ]
+        if any(len(found) != 1 or found[0].y is None or found[0].gy is None for found in last):
+            return None
+        each = [
+            by_sample((_wide(u.y) * _wide(u.gy)).flatten(1)[None], samples).sum(-1)
+            for (u,) in last
+            if u.y is not None and u.gy is not None
+        ]
+        if any(one.shape != each[0].shape for one in each):
+            return None
+        return torch.cat(each) * each[0].shape[1]
 
     def of(self, group: Group, seen: list[tuple[Member, Use]], samples: int | None) -> Tensor | None:
         if not seen or {m.param for m in group.with_role("in")} != {m.param for m, _ in seen}:

@@ -24,9 +24,10 @@ class Lagrangian(HardConcrete):
 
     `per="group"` gives every group a constraint of its own. a and b are trained by Adam at `ascent`. A gate is `open`
     if it is among the round(sum P) likeliest of its group, FLOP's rule. Shapes, units: those of `HardConcrete`.
-    `weighs="weights"` measures s in the weights that units own, for a budget in parameters. Cost: one probability per
-    unit. Differs: none from FLOP's code but the bound on theta and the rates, which are CoFi's, for tens of thousands
-    of steps: in a few hundred lr=0.2, ascent=1 and warm=0.5 come within a percent of the target.
+    `weighs="weights"` measures s in the weights that units own, for a budget in parameters; `weighs="products"` in
+    weights that all gates over them leave open (CoFi's expected size). Cost: one probability per unit. Differs: none
+    from FLOP's code but the bound on theta and the rates, which are CoFi's, for tens of thousands of steps: in a few
+    hundred lr=0.2, ascent=1 and warm=0.5 come within a percent of the target.
     """
 
     warm: float = 0.2

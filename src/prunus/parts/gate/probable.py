@@ -4,7 +4,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from jaxtyping import Float
@@ -13,23 +13,28 @@ from torch import Tensor
 from prunus.core.errors import SpecError
 from prunus.core.gate import Gate, Moment
 
+Weighs = Literal["units", "weights", "products"]
+
 
 @dataclass(frozen=True)
 class Probable(Gate, ABC):
     """Gates with log-odds theta of being open and the penalty strength * sum P(open). Adam.
 
     `drop`: the probability with which they begin closed, or nearly. `weighs="weights"` counts every unit as many times
-    as it owns weights.
+    as it owns weights; `weighs="products"` counts the numbers of matrices, each as often as the gates over it are all
+    open: of a layer, a head and a dimension together.
     """
 
     strength: float = 0.1 / 60000
     drop: float = 0.5
     lr: float = 1e-3
-    weighs: Literal["units", "weights"] = "units"
+    weighs: Weighs = "units"
 
     def __post_init__(self) -> None:
-        if not (self.strength >= 0 and 0 < self.drop < 1 and self.lr > 0) or self.weighs not in ("units", "weights"):
-            raise SpecError(f"{self}: strength >= 0, 0 < drop < 1, lr > 0, weighs is 'units' or 'weights'")
+        if not (self.strength >= 0 and 0 < self.drop < 1 and self.lr > 0):
+            raise SpecError(f"{self}: strength >= 0, 0 < drop < 1, lr > 0")
+        if self.weighs not in get_args(Weighs):
+            raise SpecError(f"{self}: weighs is one of {', '.join(get_args(Weighs))}")
 
     @abstractmethod
     def chance(self, theta: Float[Tensor, "*units"]) -> Float[Tensor, "*units"]:
@@ -40,6 +45,8 @@ class Probable(Gate, ABC):
 
     def left(self, thetas: Mapping[str, Float[Tensor, "..."]], moment: Moment) -> tuple[Float[Tensor, ""], float]:
         """What is expected to be left, and what there is."""
+        if self.weighs == "products" and moment.left is not None:
+            return moment.left({n: self.chance(t) for n, t in thetas.items()})
         each = {n: moment.sizes[n] if self.weighs == "weights" else 1.0 for n in thetas}
         expected = torch.stack([each[n] * self.chance(t).sum() for n, t in thetas.items()]).sum()
         return expected, sum(each[n] * t.numel() for n, t in thetas.items())

@@ -8,6 +8,7 @@ from prunus.parts.granularity.element import Element
 from prunus.parts.granularity.expert import Expert
 from prunus.parts.granularity.head import Head
 from prunus.parts.granularity.inner import Inner, Middle
+from prunus.parts.granularity.joint import Joint
 from prunus.parts.granularity.rank import Rank
 from prunus.parts.granularity.remainder import Remainder
 from prunus.parts.granularity.tile import Tile
@@ -22,6 +23,7 @@ __all__ = [
     "Expert",
     "Head",
     "Inner",
+    "Joint",
     "Middle",
     "Rank",
     "Remainder",
