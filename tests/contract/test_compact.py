@@ -25,6 +25,8 @@ def test_the_compact_network_computes_what_the_masked_one_computes(name: str, ne
 @pytest.mark.parametrize(("name", "network"), [p for p in STRUCTURED if p[1] in ("decoder", "moe")])
 def test_weights_that_were_tied_are_still_tied(name: str, network: str) -> None:
     result = one_shot(name, network)
-    assert result.model.head.weight is result.model.tokens.weight
+    # SliceGPT turns the two by other rotations, so there they come apart before anything is removed.
+    tied = name != "slicegpt"
+    assert (result.model.head.weight is result.model.tokens.weight) == tied
     small = result.compact()
-    assert small.head.weight is small.tokens.weight
+    assert (small.head.weight is small.tokens.weight) == tied

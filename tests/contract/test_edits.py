@@ -84,7 +84,7 @@ UNREAD = [
 UNITS_ONLY = dict.fromkeys(UNREAD, "scores nothing here")
 UNITS_ONLY |= {"fpgm": "compares whole units", "srr_gr": "compares whole filters"}
 UNITS_ONLY |= {"identity_prior": "scores nothing here"}
-UNITS_ONLY |= {"slicegpt": "no residual stream|scores nothing here"}
+UNITS_ONLY |= {"slicegpt": "no residual stream|compares whole units"}
 # Patterns of single weights, and shares of what one weight puts into an output.
 ELEMENTS_ONLY = dict.fromkeys(
     (

@@ -292,9 +292,9 @@ def _prepare_(model: nn.Module, manifest: Manifest, stored: Mapping[str, str]) -
 
 
 def _fits(stored: Set[str], own: Mapping[str, Tensor]) -> bool:
-    """Whether what is stored are names of the model, one for each of its tensors at most."""
+    """Whether what is stored are names of the model, one for each of its tensors."""
     names = dict.fromkeys(id(t) for t in own.values())
-    return stored == own.keys() or (stored < own.keys() and len(stored) == len(names))
+    return stored <= own.keys() and len(stored) == len(names)
 
 
 def _own_state(model: nn.Module) -> dict[str, Tensor]:

@@ -21,7 +21,7 @@ gblm = Recipe(
 card = Card(
     title="GBLM-Pruner",
     use_when="you would use Wanda and can afford gradients of the loss through the whole model",
-    avoid_when="the model and its gradients do not fit in memory: regional gradients (wanda_pp) stay within a block",
+    avoid_when="two passes more are too many: regional gradients (wanda_pp) stay within a block",
     deviations=(
         "Gradients are those of the dense model, gathered before the first block, as in the code; inputs are those "
         "that the pruned blocks before give. alpha weighs lengths per sample, see the criterion. For 2:4, "

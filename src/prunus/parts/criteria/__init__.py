@@ -66,7 +66,7 @@ from prunus.parts.criteria.foresight import (
     UnitSensitivity,
 )
 from prunus.parts.criteria.gradient import ConnectionSensitivity, GradientSignal, TaylorGate, TaylorWeight
-from prunus.parts.criteria.inputs import AggregatedActivation, SecondMoment
+from prunus.parts.criteria.inputs import AggregatedActivation, InOrder, SecondMoment
 from prunus.parts.criteria.learned import AboveThreshold, ClusterLargest, ControllerWorth, Hysteresis, LearnedGate
 from prunus.parts.criteria.posterior import LearnedPosteriorDamage, ReducedEvidence, SignalToNoise
 from prunus.parts.criteria.probes import ProbeGain
@@ -139,6 +139,7 @@ __all__ = [
     "GroupNorm",
     "GroupTaylor",
     "Hysteresis",
+    "InOrder",
     "InputWeighted",
     "KernelSaliency",
     "KernelSparsityEntropy",

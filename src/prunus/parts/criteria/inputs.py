@@ -3,11 +3,13 @@
 from dataclasses import dataclass
 from typing import Literal, get_args
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from prunus.core.errors import SpecError
 from prunus.core.part import Criterion
+from prunus.parts.evidence import Weight
 from prunus.parts.evidence.moments import InputMoments
 
 Aggregate = Literal["mean", "l2", "var"]
@@ -15,8 +17,8 @@ Aggregate = Literal["mean", "l2", "var"]
 
 @dataclass(frozen=True)
 class SecondMoment(Criterion):
-    """sum over inputs of E[a^2], over all positions: of a dimension of a stream that `Rotate` turned, the eigenvalue
-    that belongs to it (SliceGPT: Ashkboos et al. 2024, arXiv:2401.15024, section 3.3).
+    """sum over inputs of E[a^2], over all positions: of a dimension of a stream that `Rotate(per="stream")`
+    turned, the eigenvalue that belongs to it (SliceGPT: Ashkboos et al. 2024, arXiv:2401.15024, section 3.3).
 
     What is read by several weights alike counts once. Shapes: `[units, inputs, samples, 2] -> [units]`. Units: squared
     activations; comparable within a stream. Cost: one forward per batch.
@@ -24,6 +26,21 @@ class SecondMoment(Criterion):
 
     def __call__(self, m: InputMoments) -> Float[Tensor, "units"]:
         return m[..., 1].mean(2).sum(1)
+
+
+@dataclass(frozen=True)
+class InOrder(Criterion):
+    """-k for the unit at place k: the first stay, for units that a preparation has put into order (components of a
+    stream that `Rotate` turned, whose place k has the k-th largest eigenvalue).
+
+    Shapes: `[units, k] -> [units]`. Units: places; comparable within a group. Cost: none. Fails: `SpecError` for single
+    weights, which lie in no order.
+    """
+
+    def __call__(self, w: Weight) -> Float[Tensor, "units"]:
+        if w.ndim != 2:
+            raise SpecError("InOrder compares whole units, which lie in a row; single weights lie in no order")
+        return -torch.arange(len(w), dtype=torch.float64, device=w.device)
 
 
 @dataclass(frozen=True)

@@ -221,10 +221,8 @@ def _doubled(before: list[Any], after: list[Any]) -> bool:
 def second_moments(
     model: nn.Module, found: tuple[Stream, ...], run: Callable[[], None]
 ) -> dict[str, Float[Tensor, "d d"]]:
-    """Of every stream the sum over its norms of the mean of u u^T over all positions, u as in `Normed`; in float64."""
-    sums = {s.name: torch.zeros(s.size, s.size, dtype=torch.float64) for s in found}
+    """Of every norm of the streams, by its path, the mean of u u^T over all positions, u as in `Normed`; in float64."""
     handles = []
-    norms = [(s, n) for s in found for n in s.norms]
     totals: dict[str, tuple[Tensor, int]] = {}
 
     def noting(norm: Normed) -> Callable[..., None]:
@@ -237,17 +235,18 @@ def second_moments(
         return note
 
     try:
-        for _, norm in norms:
+        for norm in (n for s in found for n in s.norms):
             module = model.get_submodule(norm.path)
             handles.append(module.register_forward_pre_hook(noting(norm), with_kwargs=True))
         run()
     finally:
         for handle in handles:
             handle.remove()
-    for stream, norm in norms:
-        if norm.path in totals:
-            gram, count = totals[norm.path]
-            sums[stream.name] = sums[stream.name].to(gram.device) + gram / count
-    if any(not math.isfinite(float(s.sum())) for s in sums.values()):
+    means = {
+        n.path: totals[n.path][0] / totals[n.path][1] if n.path in totals else torch.zeros(s.size, s.size).double()
+        for s in found
+        for n in s.norms
+    }
+    if any(not math.isfinite(float(m.sum())) for m in means.values()):
         raise StructureError("the hidden states on the calibration data hold NaN or infinite values")
-    return sums
+    return means
