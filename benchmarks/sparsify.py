@@ -228,6 +228,20 @@ def markdown(rows: list[dict[str, Any]], facts: dict[str, Any]) -> str:
     return "\n".join([first, "", *lines])
 
 
+def write(rows: list[dict[str, Any]], facts: dict[str, Any]) -> None:
+    """docs/sparsify.json and the table of docs/sparsify.md: a row replaces the older one of its case."""
+    kept = DOCS / "sparsify.json"
+    older = json.loads(kept.read_text())["rows"] if kept.exists() else []
+    known = {(row["network"], row["batch"], row["threads"]): row for row in (*older, *rows)}
+    order = [case.name for case in CASES]
+    merged = sorted(known.values(), key=lambda row: (order.index(row["network"]), row["threads"], -row["batch"]))
+    page = DOCS / "sparsify.md"
+    before, _, rest = page.read_text().partition(BEGIN)
+    _, _, after = rest.partition(END)
+    page.write_text(f"{before}{BEGIN}\n{markdown(merged, facts)}\n{END}{after}")
+    kept.write_text(json.dumps({"machine": facts, "rows": merged}, indent=1) + "\n")
+
+
 def main() -> None:
     """Measure, print, and write what was asked for."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -250,17 +264,13 @@ def main() -> None:
                 for threads in [1] if given.quick else given.threads:
                     rows.append(measured(case, model, threads, 5 if given.quick else given.runs))
                     print("  ".join(cells(rows[-1])), file=sys.stderr, flush=True)
+                    if given.markdown:
+                        write(rows[-1:], machine().to_dict())
     facts = machine().to_dict()
     if given.json:
         print(json.dumps({"machine": facts, "rows": rows}, indent=1))
     else:
         print(markdown(rows, facts))
-    if given.markdown:
-        page = DOCS / "sparsify.md"
-        before, _, rest = page.read_text().partition(BEGIN)
-        _, _, after = rest.partition(END)
-        page.write_text(f"{before}{BEGIN}\n{markdown(rows, facts)}\n{END}{after}")
-        (DOCS / "sparsify.json").write_text(json.dumps({"machine": facts, "rows": rows}, indent=1) + "\n")
 
 
 if __name__ == "__main__":
