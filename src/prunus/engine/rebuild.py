@@ -184,7 +184,7 @@ def blocks(session: "Session", group: Group, use: Use) -> Int[Tensor, "in"] | No
     if found is None or not group.elementwise or use.in_axis != (2 if use.shares else 1):
         return None
     index: Tensor = found(group.weight)
-    return index
+    return index[: group.weight[2]] if use.shares else index  # rows of a stack's matrices are alike
 
 
 def boxes(session: "Session", group: Group, use: Use) -> Int[Tensor, "in"] | None:

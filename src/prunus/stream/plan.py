@@ -301,8 +301,8 @@ def at_once(kind: str, item: int, size: int, largest: Matrices, grams: list[dict
     # Stacks of experts are scored too, which takes the sums of the whole block.
     sums = max((sum(g.values()) if largest.count > 1 else max(g.values(), default=0)) for g in grams)
     single = largest.size // largest.count
-    # Masks as they were and as they will be; half of x x^T, whose factor takes its place; a layer twice in float32 (with
-    # what it has moved by), and six masks, two of them of a whole stack.
+    # Masks as they were and as they will be; half of x x^T, whose factor takes its place; a layer twice in float32 (what
+    # it has moved by is one), and six masks, two of them of a whole stack.
     return size * (item + 2) + sums + largest.size * 2 + single * (2 * 4 + 4)
 
 
