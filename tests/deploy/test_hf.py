@@ -40,6 +40,10 @@ def llama(**change: Any) -> Any:
     return T.LlamaConfig(**{**DECODER, "head_dim": 8, "intermediate_size": 48, **change})
 
 
+def qwen2(**change: Any) -> Any:
+    return T.Qwen2Config(**{**DECODER, "intermediate_size": 48, **change})
+
+
 def mixtral(**change: Any) -> Any:
     return T.MixtralConfig(**{**DECODER, "head_dim": 8, "intermediate_size": 48, "num_local_experts": 4, **change})
 
@@ -118,6 +122,7 @@ STRUCTURES: dict[str, tuple[str, Any, dict[str, Any], dict[str, Tensor]]] = {
     "a tolerance": ("LlamaForCausalLM", llama, {"hidden_size": 24, "rms_norm_eps": 2e-3}, TEXT),
     "experts": ("MixtralForCausalLM", mixtral, {"num_local_experts": 3, "intermediate_size": 20}, TEXT),
     "an unset field": ("GPT2LMHeadModel", gpt2, {"n_inner": 40}, TEXT),
+    "a field that is not there": ("Qwen2ForCausalLM", qwen2, {"num_attention_heads": 2, "head_dim": 8}, TEXT),
     "shared heads": ("T5ForConditionalGeneration", t5, {"num_heads": 3, "d_ff": 40}, PAIR),
     "encoder and decoder": ("BartForConditionalGeneration", bart, {"encoder_ffn_dim": 40, "decoder_ffn_dim": 24}, PAIR),
     "a number nothing is shaped by": ("BertModel", bert, {"hidden_size": 24, "num_attention_heads": 3}, TEXT),
@@ -134,7 +139,7 @@ def test_the_fields_are_found(case: str, tmp_path: Path) -> None:
     saved = save_pretrained(small, tmp_path / "x", example=example)
     assert torch.equal(torch.random.get_rng_state(), state)
     assert saved.uniform and not saved.reason
-    assert saved.changed == {n: (getattr(dense, n), v) for n, v in change.items()}
+    assert saved.changed == {n: (getattr(dense, n, None), v) for n, v in change.items()}
     assert small.config.to_dict() == dense.to_dict()
     written = json.loads((tmp_path / "x" / "config.json").read_text())
     assert {n: written[n] for n in change} == change

@@ -73,8 +73,9 @@ def configurations(model: nn.Module, config: Any) -> Iterator[Any]:
     """Configurations that give exactly the model's shapes, those that also give its modules' numbers first.
 
     A best-first search from `config`: the fields that may change are those that hold a size which is wrong so far, or
-    divide it (heads of a projection), or are unset; a field without influence is not tried again. Cost: at most 200
-    instances on the meta device, which hold no weights.
+    divide it (heads of a projection), or are unset; a field without influence is not tried again. The search also
+    begins with those fields that the class would read if they were there (`head_dim` of Qwen2). Cost: at most 200
+    instances on the meta device, which hold no weights, and one for each name that is not there.
     """
     sizes, numbers = sizes_of(model), numbers_of(model)
     order, builds, most = count(), 0, _MOST_BUILDS
@@ -95,6 +96,11 @@ def configurations(model: nn.Module, config: Any) -> Iterator[Any]:
         return True
 
     push({}, config, None)
+    if absent := _absent(model, config):
+        extended = config
+        for path, value in absent.items():
+            extended = _set(extended, path, value) or extended
+        push(absent, extended, None)
     while queue and builds < most:
         far, _, place, changes, current, *pairs = heapq.heappop(queue)
         if not far:
@@ -148,7 +154,7 @@ def leaves(config: Any) -> Iterator[tuple[Path, Number | None]]:
 def differences(before: Any, after: Any) -> dict[str, tuple[Number | None, Number | None]]:
     """Fields (`text_config.intermediate_size`) whose numbers differ between two configurations, with both numbers."""
     was, now = dict(leaves(before)), dict(leaves(after))
-    return {_dotted(p): (was[p], now[p]) for p in was.keys() & now.keys() if was[p] != now[p]}
+    return {_dotted(p): (was.get(p), n) for p, n in now.items() if was.get(p) != n}
 
 
 def _wrong(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> Pairs:
@@ -156,6 +162,39 @@ def _wrong(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> Pairs:
     return {
         k: (found.get(k, 0), wanted.get(k, 0)) for k in found.keys() | wanted.keys() if found.get(k) != wanted.get(k)
     }
+
+
+def _absent(model: nn.Module, config: Any) -> Changes:
+    """Fields that the configuration lacks and the class reads all the same, as the model's modules hold them.
+
+    Only whole numbers that all of the class' own modules agree on; that one is read shows in twice its value.
+    """
+    held: dict[str, set[int]] = {}
+    for module in model.modules():
+        if not type(module).__module__.startswith("torch."):
+            for name, value in vars(module).items():
+                if type(value) is int and value > 0 and not name.startswith("_"):
+                    held.setdefault(name, set()).add(value)
+    base = built(type(model), config)
+    found: Changes = {}
+    for where, owner in _owners(config):
+        for name, values in held.items():
+            if base is None or len(values) > 1 or hasattr(owner, name):
+                continue
+            path, value = (*where, name), min(values)
+            changed = _set(config, path, 2 * value)
+            other = None if changed is None else built(type(model), changed)
+            if other is not None and sizes_of(other) != sizes_of(base):
+                found[path] = value
+    return found
+
+
+def _owners(config: Any) -> Iterator[tuple[Path, Any]]:
+    """A configuration and those within it, with where they stand."""
+    yield (), config
+    for name, value in vars(config).items():
+        if hasattr(value, "to_dict") and hasattr(value, "model_type"):
+            yield from (((name, *path), owner) for path, owner in _owners(value))
 
 
 def _proposals(config: Any, pairs: set[tuple[Any, Any]]) -> list[tuple[Path, Number]]:
