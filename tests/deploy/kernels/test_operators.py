@@ -9,6 +9,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from prunus.core.errors import PrunusError, SpecError
 from prunus.deploy import kernels
@@ -76,6 +78,44 @@ def test_operators_keep_torchs_rules(form: str) -> None:
         torch.ops.prunus.sparse_conv2d.default,
         (torch.randn(2, 3, 8, 8), *kernel.tensors, None, [6, 3, 3, 3], [2, 2], [1, 1], [1, 1], form, "none", 0),
     )
+
+
+class Seen(TorchDispatchMode):
+    """Which operators ran."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.names.append(str(func))
+        return func(*args, **(kwargs or {}))
+
+
+def test_whoever_watches_operators_sees_them() -> None:
+    packed, kernel = kernels.pack(torch.randn(9, 12)), kernels.pack(torch.randn(6, 3, 3, 3))
+    x, image = torch.randn(2, 12), torch.randn(2, 3, 8, 8)
+    with Seen() as seen:
+        kernels.linear(x, packed)
+        kernels.conv2d(image, kernel)
+    assert {"prunus.sparse_linear.default", "prunus.sparse_conv2d.default"} <= set(seen.names)
+    with torch.profiler.profile() as profile:
+        kernels.linear(x, packed)
+    assert "prunus::sparse_linear" in {event.key for event in profile.key_averages()}
+    with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+        assert kernels.linear(mode.from_tensor(x), packed).shape == (2, 9)
+
+
+def test_a_weight_is_looked_at_again_when_its_memory_is_another() -> None:
+    one, other = torch.randn(9, 12), torch.randn(9, 12)
+    packed, x = kernels.pack(one), torch.randn(2, 12)
+    torch.testing.assert_close(kernels.linear(x, packed), x @ one.T)
+    for mine, new in zip(packed.tensors, kernels.pack(other).tensors, strict=True):
+        mine.set_(new)
+    torch.testing.assert_close(kernels.linear(x, packed), x @ other.T)
+    packed.starts[-1] += 1
+    with pytest.raises(SpecError, match="no packed weight"):
+        kernels.linear(x, packed)
 
 
 def test_a_backward_pass_is_refused_in_words() -> None:

@@ -60,6 +60,20 @@ def test_linear_is_the_dense_product(level: str, form: str, shape: tuple[int, in
         assert off(kernels.linear(x, packed), exact - bias.double()) < 1e-5
 
 
+@pytest.mark.parametrize("form", ["csr", "4x1", "8x1", "16x1"])
+@pytest.mark.parametrize("sparsity", [0.5, 0.9, 0.99])
+def test_sparser_weights_have_wider_tiles(form: str, sparsity: float) -> None:
+    weight = sparse((320, 1100), form, sparsity)
+    packed = kernels.pack(weight, form)
+    packed.check()
+    assert torch.equal(packed.dense(), weight)
+    assert (packed.tile > 96) == (sparsity > 0.8)
+    assert packed.index.dtype == packed.counts.dtype == (torch.uint8 if packed.tile < 256 else torch.int16)
+    for tokens in (1, 70):
+        x = torch.randn(tokens, 1100)
+        assert off(kernels.linear(x, packed), x.double() @ weight.double().T) < 1e-5
+
+
 CONVOLUTIONS = (
     # out, in, height, width, kernel, stride, padding, dilation, images
     (8, 3, 7, 9, (3, 3), 1, 1, 1, 2),
