@@ -17,13 +17,13 @@ from prunus.deploy.kernels.library import Matrix, loaded
 Form = str
 """Which zeros are left out, and how the rest lies in memory:
 
-- `"csr"`: single weights, 96 columns at a time, a byte per column index; for batches.
+- `"csr"`: single weights, 96 columns at a time (192 of sparse weights), a byte per column index; for batches.
 - `"rows"`: single weights, whole rows (up to 32,704 columns at a time), two bytes per index; for batch 1.
 - `"bitmask"`: single weights, a bit per place of the weight, 128 columns at a time; for half to three quarters zeros.
 - `"bitrows"`: the same by whole rows; for batch 1.
 - `"2:4"`, `"4:8"`, any `"n:m"`: at most n weights other than zero in m; held as a bitmask, which costs 2:4 and 4:8 no
   more than indices would.
-- `"4x1"`, `"8x1"`, `"16x1"`: so many consecutive output channels share their columns.
+- `"4x1"`, `"8x1"`, `"16x1"`: so many consecutive output channels share their columns; 96, 192 or 512 columns at a time.
 """
 
 Activation = Literal["none", "relu", "gelu"]
