@@ -37,7 +37,7 @@ from torch import Tensor, nn
 from prunus import Budget, Recipe, Task, methods, prune
 from prunus.core.errors import PrunusError
 from prunus.lab import data, zoo
-from prunus.parts.granularity import Block, Head
+from prunus.parts.granularity import Block, Head, Joint
 
 FILE = Path(__file__).resolve().parents[1] / "src" / "prunus" / "methods" / "measured.json"
 STEPS, TUNING, BATCH = 300, 75, 64
@@ -122,9 +122,7 @@ def place(name: str) -> str:
     """The network that a method is run on."""
     method = methods.find(name)
     units = getattr(method, "granularity", None)
-    inside = getattr(units, "of", units)
-    heads = any(isinstance(u, Head) for u in (inside if isinstance(inside, tuple) else (inside,)))
-    if heads or any(word in name for word in FOR_TRANSFORMERS):
+    if isinstance(units, Head | Joint) or any(word in name for word in FOR_TRANSFORMERS):
         return "ViT"
     return "ResNet-20" if isinstance(units, Block) or "block" in getattr(units, "noun", "") else "ResNet-8"
 
