@@ -101,6 +101,9 @@ class Made(Mapping[str, Tensor]):
     def __iter__(self) -> Iterator[str]:
         return (f"w{i}" for i in range(len(self.shapes)))
 
+    def __contains__(self, name: object) -> bool:
+        return name in set(self)
+
     def __getitem__(self, name: str) -> Tensor:
         number = int(name[1:])
         tensor = torch.empty(self.shapes[number], dtype=torch.bfloat16)

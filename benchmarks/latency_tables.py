@@ -22,9 +22,11 @@ import argparse
 import importlib.util
 import json
 import os
+import re
 import statistics
 import tempfile
 import time
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -43,10 +45,10 @@ from prunus.graph import compact
 from prunus.measure import tables as table_files
 from prunus.measure import timing
 from prunus.measure.clock import latency_share
-from prunus.measure.layers import layers
+from prunus.measure.layers import LayerCall, layers
 from prunus.measure.machine import machine
 from prunus.measure.prices import evenly, prices
-from prunus.measure.tables import LatencyTables
+from prunus.measure.tables import LatencyTables, shapes_of
 from prunus.parts.granularity import Channel, Coupled
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "latency.md"
@@ -61,22 +63,24 @@ class Row:
     layers: int
     shapes: int
     widths: int
-    fill: float
-    use: float
-    make: float
+    fill: float | None
+    use: float | None
+    make: float | None
     rank: float
     error: float
     macs_rank: float
     macs_error: float
-    dense_ms: float
-    told: float
+    dense_ms: float | None
+    told: float | None
     choices: list[tuple[float, float, float]]
 
     def cells(self) -> list[str]:
         counts = [f"{self.layers}", f"{self.shapes}", f"{self.widths}"]
-        costs = [f"{self.fill:.1f}", f"{1e3 * self.use:.1f}", f"{self.make:.1f}"]
+        use = None if self.use is None else 1e3 * self.use
+        costs = ["–" if v is None else f"{v:.1f}" for v in (self.fill, use, self.make)]
         agreement = [f"{self.rank:.3f}", f"{self.error:.1%}", f"{self.macs_rank:.3f}", f"{self.macs_error:.1%}"]
-        return [self.network, *counts, *costs, *agreement, f"{self.dense_ms:.1f}", f"{self.told:.0%}"]
+        dense = "–" if self.dense_ms is None else f"{self.dense_ms:.1f}"
+        return [self.network, *counts, *costs, *agreement, dense, "–" if self.told is None else f"{self.told:.0%}"]
 
 
 HEADER = (
@@ -172,23 +176,51 @@ def one(name: str, threads: int, choices: int) -> Row:
         made.append(time.perf_counter() - began)
         pairs.append((predicted, timed["small"].median_ms / timed["dense"].median_ms, macs.fraction(groups, masks)))
         print(f"{name}: predicted {pairs[-1][0]:.3f}, measured {pairs[-1][1]:.3f}, MACs {pairs[-1][2]:.3f}", flush=True)
+    return row_of(
+        name,
+        calls,
+        pairs,
+        step=tables.step,
+        fill=fill,
+        use=statistics.median(used),
+        make=statistics.median(made),
+        dense_ms=found.dense_ms,
+        told=found.scale * found.parts({})[0] / found.dense_ms,
+    )
+
+
+def row_of(
+    name: str, calls: Sequence[LayerCall], pairs: list[tuple[float, float, float]], *, step: int, **costs: float | None
+) -> Row:
+    """What predictions, measurements and shares of MACs come to."""
     said, took, work = (list(column) for column in zip(*pairs, strict=True))
+    shapes = dict.fromkeys(c.shape for c in calls)
     return Row(
         network=name,
         layers=len(calls),
         shapes=len(shapes),
-        widths=sum(len(row) for s in shapes for row in tables[s].ms),
-        fill=fill,
-        use=statistics.median(used),
-        make=statistics.median(made),
+        widths=sum(len(shapes_of(s, step)) for s in shapes),
         rank=spearman(said, took),
         error=statistics.median(abs(p / t - 1) for p, t in zip(said, took, strict=True)),
         macs_rank=spearman(work, took),
         macs_error=statistics.median(abs(w / t - 1) for w, t in zip(work, took, strict=True)),
-        dense_ms=found.dense_ms,
-        told=found.scale * found.parts({})[0] / found.dense_ms,
         choices=pairs,
+        **costs,
     )
+
+
+LINE = re.compile(r"^(\w+): predicted ([\d.]+), measured ([\d.]+), MACs ([\d.]+)$", re.MULTILINE)
+
+
+def from_log(text: str) -> Iterator[Row]:
+    """The rows of a run that was ended before its last network was done: agreement is known, costs are not."""
+    found: dict[str, list[tuple[float, float, float]]] = {}
+    for name, said, took, work in LINE.findall(text):
+        found.setdefault(name, []).append((float(said), float(took), float(work)))
+    for name, pairs in found.items():
+        if len(pairs) > 2:
+            calls = layers(built(name), example_of(name))
+            yield row_of(name, calls, pairs, step=8, fill=None, use=None, make=None, dense_ms=None, told=None)
 
 
 def drawn(groups: tuple[Group, ...], generator: torch.Generator) -> dict[str, torch.Tensor]:
@@ -277,6 +309,7 @@ def main() -> None:
     parser.add_argument("--processor-time", action="store_true", help="of the calling thread, for one thread")
     parser.add_argument("--search", action="store_true", help="also meet a budget, with and without tables")
     parser.add_argument("--markdown", action="store_true", help=f"write the table into {PAGE.name}")
+    parser.add_argument("--log", type=Path, help="take the choices that an earlier, unfinished run printed")
     parser.add_argument("--json", type=Path, help="write the figures here")
     options = parser.parse_args()
     if options.processor_time:
@@ -285,7 +318,11 @@ def main() -> None:
         by_processor_time()
     with tempfile.TemporaryDirectory() as folder:
         os.environ["PRUNUS_CACHE"] = folder  # an empty cache, so that filling it is measured
-        rows = [one(name, options.threads, options.choices) for name in options.networks]
+        if options.log is not None:
+            rows = list(from_log(options.log.read_text()))
+            options.networks = []
+        else:
+            rows = [one(name, options.threads, options.choices) for name in options.networks]
         searches = [s for name in options.networks if options.search for s in searched(name, options.threads)]
     clock = "processor time of one thread" if options.processor_time else "time on the wall"
     text = written(rows, searches, options.threads, clock)

@@ -117,12 +117,14 @@ def preparation_of(plain: Mapping[str, Any]) -> Preparation:
 
 def layer_prices(model: Any, example: Any, clock: Clock | None, groups: tuple[Group, ...] = ()) -> Prices | None:
     """What prices widths without timing every one of them, where budgets go by this machine's own clock: the tables of
-    its layers. None for another clock, of which tables tell nothing.
+    its layers. Another clock may price them itself (`prices(model, example, groups)`); None where it does not.
     """
     from prunus.measure.clock import latency_share
 
-    if (clock or default_clock()) is not latency_share:
-        return None
+    chosen = clock or default_clock()
+    if chosen is not latency_share:
+        priced: Prices | None = chosen.prices(model, example, groups) if hasattr(chosen, "prices") else None
+        return priced
     from prunus.measure.prices import prices
 
     return prices(model, example, groups)

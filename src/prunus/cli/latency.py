@@ -88,18 +88,19 @@ def latency(
     present(analysis(built.name, batch, calls, shapes, store, len(missing), spent), json, out)
 
 
-def fill_tables(model: nn.Module, example: tuple[Any, ...]) -> None:
+def fill_tables(model: nn.Module, example: tuple[Any, ...], runtime: str = "eager") -> None:
     """Fill the tables that a budget in latency goes by, and say how long that takes; nothing where they are there, or
-    where such budgets go by another clock.
+    where such budgets go by another clock, or by a runtime without tables.
     """
     import prunus
     from prunus.measure.clock import latency_share
+    from prunus.measure.layer_runs import RUNTIMES
     from prunus.measure.layers import layers
     from prunus.measure.tables import LatencyTables
 
-    if prunus.default_clock() is not latency_share:
+    if (runtime == "eager" and prunus.default_clock() is not latency_share) or runtime not in RUNTIMES:
         return
-    store = LatencyTables()
+    store = LatencyTables(runtime)
     missing = store.missing(c.shape for c in layers(model, example))
     if not missing:
         return

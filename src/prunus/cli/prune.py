@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -27,7 +28,7 @@ from prunus.cli.stream import Calib, Device, Memory, Resume, Samples, Together, 
 from prunus.core.errors import SpecError
 
 if TYPE_CHECKING:
-    from prunus.core.budget import Budget, Currency
+    from prunus.core.budget import Budget, Clock, Currency
     from prunus.core.procedure import Procedure
     from prunus.core.recipe import Recipe
     from prunus.lab.experiment import Setup
@@ -68,7 +69,8 @@ For = Annotated[
     typer.Option(
         "--for",
         metavar="TARGET",
-        help="Round kept units to what a runtime likes: onnx, openvino, openvino-bf16, ... (see prunus deploy).",
+        help="Round kept units to what a runtime likes, and measure --latency on it: onnxruntime, openvino, "
+        "openvino-bf16, ... (see prunus deploy); or a kind of file: onnx.",
     ),
 ]
 Ablate = Annotated[
@@ -171,7 +173,8 @@ def prune(
         seed=seed,
     )
     if latency is not None and getattr(recipe, "structure", "") == "structured":
-        fill_tables(setup.build(), setup.timed_inputs)
+        setup = replace(setup, clock=clock_of(target))
+        fill_tables(setup.build(), setup.timed_inputs, (target or "eager") if setup.clock is not None else "eager")
     if dry_run:
         with told_warnings():
             _plan(setup, recipe, budget, steps, out, json)
@@ -226,6 +229,14 @@ def prune(
     say(f"written: {out} (in Python: prunus.load({str(out)!r}, factory)), {out / 'report.html'}")
 
 
+def clock_of(target: str | None) -> Clock | None:
+    """What a budget in latency is measured by: the runtime of `--for`, eager PyTorch where it names none."""
+    from prunus.deploy.clock import RuntimeClock
+    from prunus.deploy.rounding import FILES
+
+    return None if target is None or target == "eager" or target in FILES else RuntimeClock(target)
+
+
 def with_unit(
     recipe: Recipe | Procedure, unit: str | None, options: list[str] | None, target: str | None = None
 ) -> Recipe | Procedure:
@@ -233,8 +244,6 @@ def with_unit(
 
     target: a runtime for which counts are rounded, where `options` do not say how.
     """
-    from dataclasses import replace
-
     from prunus.core.part import Granularity
     from prunus.core.procedure import Procedure
 

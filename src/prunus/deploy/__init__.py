@@ -22,12 +22,14 @@ _HOME = {
     "quantize_": "prunus.deploy.quantize",
     "read_pt": "prunus.deploy.pickled",
     "save_pretrained": "prunus.deploy.hf",
+    "RuntimeClock": "prunus.deploy.clock",
     "staircase": "prunus.deploy.rounding",
     "to_torch_prune": "prunus.deploy.torch_prune",
     "unpack_folder": "prunus.deploy.unpacking",
 }
 
 if TYPE_CHECKING:
+    from prunus.deploy.clock import RuntimeClock
     from prunus.deploy.denormals import flush_denormals_
     from prunus.deploy.deploying import deploy
     from prunus.deploy.deployment import Deployment
@@ -45,6 +47,7 @@ __all__ = [
     "Deployment",
     "Exported",
     "Plain",
+    "RuntimeClock",
     "Saved",
     "Written",
     "deploy",

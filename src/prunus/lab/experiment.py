@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 import prunus
 from prunus import measure
-from prunus.core.budget import Budget
+from prunus.core.budget import Budget, Clock
 from prunus.core.procedure import Procedure
 from prunus.core.recipe import Recipe
 from prunus.core.task import Task
@@ -48,6 +48,7 @@ class Setup:
         calib_batches: batches of `batch_size` training images that are scored with.
         latency_batch: inputs per timed inference.
         seed: of data order and of every session.
+        clock: what a budget in latency is measured by, in place of eager PyTorch.
     """
 
     dataset: Dataset
@@ -65,6 +66,7 @@ class Setup:
     calib_batches: int = 4
     latency_batch: int = 128
     seed: int = 0
+    clock: Clock | None = None
     cache: dict[str, float] = field(default_factory=dict)
 
     @property
@@ -96,7 +98,14 @@ class Setup:
         example = self.timed_inputs if in_time else self.example
         calib = Loader(self.dataset.train, self.batch_size, seed=self.seed + 1, shuffle=True)
         batches = [b for _, b in zip(range(self.calib_batches), calib.batches(0), strict=False)]
-        return Task(loss=self.loss, train=self.loader(), calib=batches, metric=self.test_accuracy, example=example)
+        return Task(
+            loss=self.loss,
+            train=self.loader(),
+            calib=batches,
+            metric=self.test_accuracy,
+            example=example,
+            clock=self.clock,
+        )
 
     def test_accuracy(self, model: nn.Module) -> float:
         """Fraction of test examples classified right, in float32."""
@@ -214,7 +223,8 @@ def run(
         low, high = last["latency_quartiles"]
         notes.append(
             f"Chosen by measuring {last['timed']} candidates at batch {len(setup.timed_inputs[0])}: this one took "
-            f"{last['latency']:.4g} of the dense latency (quartiles {low:.4g} to {high:.4g})."
+            f"{last['latency']:.4g} of the dense latency (quartiles {low:.4g} to {high:.4g})"
+            f"{'' if setup.clock is None else f', by {setup.clock}'}."
         )
     if result.collapsed:
         notes.append(f"Layer collapse: nothing is left of {', '.join(result.collapsed)}.")

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
+import re
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from importlib import metadata
 from itertools import pairwise
 from math import prod
-from typing import Any
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -18,10 +22,15 @@ from prunus.core.errors import SpecError, UnknownNameError, require
 from prunus.measure.layers import LayerShape
 
 Run = Callable[[], object]
+NODE = re.compile(r"layer_(\d+)_")
+KINDS = frozenset({"Conv", "FusedConv", "ConvTranspose", "Gemm", "FusedGemm"})
 
 
 class Runtime(ABC):
     """What runs a layer. `prepared` gives one function per shape, all alive at once."""
+
+    clock: ClassVar[str] = "wall"
+    """What its layers are timed by; tables of another clock are other tables."""
 
     @property
     @abstractmethod
@@ -34,6 +43,12 @@ class Runtime(ABC):
 
         Errors: `SpecError` for a type that it does not compute in, `MissingExtraError` where it is not installed.
         """
+
+    def sampled(self, shapes: Iterable[LayerShape], threads: int, rounds: int) -> list[list[float]] | None:
+        """Milliseconds of each layer in every round by the runtime's own clock, which leaves out what changes formats
+        at the ends of a network of one layer; None where a runtime has no such clock.
+        """
+        return None
 
 
 @dataclass(frozen=True)
@@ -76,6 +91,8 @@ def _called(shape: LayerShape, x: Tensor, w: Tensor, b: Tensor | None) -> Run:
 class OnnxRuntime(Runtime):
     """A model of that layer alone in ONNX Runtime, on the processor."""
 
+    clock: ClassVar[str] = "profile"
+
     @property
     def version(self) -> str:
         return str(require("onnxruntime", extra="onnx", why="it is what is to be timed").__version__)
@@ -91,6 +108,26 @@ class OnnxRuntime(Runtime):
             return lambda: session.run(None, fed)
 
         return [one(s) for s in shapes]
+
+    def sampled(self, shapes: Iterable[LayerShape], threads: int, rounds: int) -> list[list[float]]:
+        """Of one model that holds all of the layers side by side, by its profile."""
+        ort: Any = require("onnxruntime", extra="onnx", why="it is what is to be timed")
+        shapes = list(shapes)
+        model, fed = side_by_side(shapes)
+        options = ort.SessionOptions()
+        options.intra_op_num_threads, options.log_severity_level, options.enable_profiling = threads, 3, True
+        with TemporaryDirectory(prefix="prunus-profile-") as folder:
+            options.profile_file_prefix = str(Path(folder) / "layers")
+            session = ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+            for _ in range(rounds + 1):
+                session.run(None, fed)
+            told = json.loads(Path(session.end_profiling()).read_text())
+        found: list[list[float]] = [[] for _ in shapes]
+        for event in told:
+            named = NODE.match(event["name"])
+            if named is not None and event.get("args", {}).get("op_name") in KINDS:
+                found[int(named[1])].append(max(event["dur"], 0.5) / 1e3)  # whole microseconds
+        return [own[1:] for own in found]
 
 
 @dataclass(frozen=True)
@@ -137,14 +174,32 @@ def in_a_row(shape: LayerShape, times: int = 1) -> bytes:
     Errors: `SpecError` for types other than float32 and float16, `MissingExtraError` without onnx.
     """
     onnx: Any = require("onnx", extra="onnx", why="layers are handed to the runtime as ONNX models")
-    if shape.dtype not in ("float32", "float16"):
-        raise SpecError(f"layers in {shape.dtype} are not timed in this runtime: convert the model to float32")
-    dtype = getattr(onnx.TensorProto, {"float32": "FLOAT", "float16": "FLOAT16"}[shape.dtype])
-    sizes = {"w": shape.weight} | ({"b": (shape.outputs,)} if shape.bias else {})
-    held = [
-        onnx.numpy_helper.from_array(torch.rand(n).to(getattr(torch, shape.dtype)).numpy(), name)
-        for name, n in sizes.items()
-    ]
+    names = ["x", *(f"h{i}" for i in range(1, times)), "y"]
+    nodes = [_node(onnx, shape, a, b, "") for a, b in pairwise(names)]
+    return _model(onnx, nodes, {"x": shape}, ["y"], _held(onnx, shape, ""))
+
+
+def side_by_side(shapes: Iterable[LayerShape]) -> tuple[bytes, dict[str, Any]]:
+    """An ONNX model of layers that do not see each other, and what it is fed; layer i is called `layer_i_`.
+
+    Errors: those of `in_a_row`.
+    """
+    onnx: Any = require("onnx", extra="onnx", why="layers are handed to the runtime as ONNX models")
+    inputs: dict[str, LayerShape] = {}
+    nodes, outs, held = [], list[str](), []
+    for i, shape in enumerate(shapes):
+        x = "x" + "_".join(map(str, _input(shape)))  # layers of as many inputs share them
+        inputs[x] = shape
+        outs.append(f"layer_{i}_")
+        nodes.append(_node(onnx, shape, x, outs[-1], f"{i}"))
+        held += _held(onnx, shape, f"{i}")
+    fed = {x: torch.rand(_input(s)).to(getattr(torch, s.dtype)).numpy() for x, s in inputs.items()}
+    return _model(onnx, nodes, inputs, outs, held), fed
+
+
+def _node(onnx: Any, shape: LayerShape, x: str, y: str, suffix: str) -> Any:
+    """The layer, by its weights' names."""
+    sizes = [f"w{suffix}", f"b{suffix}"] if shape.bias else [f"w{suffix}"]
     more: dict[str, Any] = {"transB": 1}
     kind = "Gemm"
     if shape.conv:
@@ -157,11 +212,26 @@ def in_a_row(shape: LayerShape, times: int = 1) -> bytes:
         }
         if shape.transposed:
             more["output_padding"] = list(shape.output_padding)
-    names = ["x", *(f"h{i}" for i in range(1, times)), "y"]
-    nodes = [onnx.helper.make_node(kind, [a, *sizes], [b], **more) for a, b in pairwise(names)]
-    x = onnx.helper.make_tensor_value_info("x", dtype, _input(shape))
-    y = onnx.helper.make_tensor_value_info("y", dtype, None)
-    graph = onnx.helper.make_graph(nodes, "layer", [x], [y], held)
+    return onnx.helper.make_node(kind, [x, *sizes], [y], name=y, **more)
+
+
+def _held(onnx: Any, shape: LayerShape, suffix: str) -> list[Any]:
+    """Random weights of a layer. Errors: `SpecError` for types other than float32 and float16."""
+    if shape.dtype not in ("float32", "float16"):
+        raise SpecError(f"layers in {shape.dtype} are not timed in this runtime: convert the model to float32")
+    sizes = {"w": shape.weight} | ({"b": (shape.outputs,)} if shape.bias else {})
+    return [
+        onnx.numpy_helper.from_array(torch.rand(n).to(getattr(torch, shape.dtype)).numpy(), name + suffix)
+        for name, n in sizes.items()
+    ]
+
+
+def _model(onnx: Any, nodes: list[Any], inputs: Mapping[str, LayerShape], outs: list[str], held: list[Any]) -> bytes:
+    types = {"float32": onnx.TensorProto.FLOAT, "float16": onnx.TensorProto.FLOAT16}
+    dtype = types[next(iter(inputs.values())).dtype]
+    fed = [onnx.helper.make_tensor_value_info(x, dtype, _input(s)) for x, s in inputs.items()]
+    put = [onnx.helper.make_tensor_value_info(y, dtype, None) for y in outs]
+    graph = onnx.helper.make_graph(nodes, "layers", fed, put, held)
     model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)], ir_version=8)
     return bytes(model.SerializeToString())
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import chain, pairwise
@@ -24,6 +24,8 @@ from prunus.measure.timing import compare, latency
 TRUST = 0.2  # in tables and weights beside measured networks
 CORNERS = tuple(np.array(c) for c in ((0.0, 0.0), (1.0, 0.0), (0.0, 1.0), (0.0, 0.0)))
 SMALLER = (0.5, 0.25)  # networks that are made and timed: of every group so much is left
+Samples = Callable[[Mapping[str, nn.Module], Example], Mapping[str, Sequence[float]]]
+"""Networks by name, and what each is given -> milliseconds of every run of each, in turns."""
 Left = Mapping[str, Sequence[int]]
 """Parameter -> the shape that is left of it; parameters that are whole may be missing."""
 
@@ -126,8 +128,9 @@ def prices(
     *,
     tables: LatencyTables | None = None,
     progress: Progress | None = None,
+    timed: Samples | None = None,
 ) -> LayerPrices:
-    """What `model` takes in PyTorch eager on `example` at every width, from this machine's tables.
+    """What `model` takes on `example` at every width, from this machine's tables.
 
     Args:
         model: it is left as it was.
@@ -137,6 +140,7 @@ def prices(
             and `beside` do not tell is fixed.
         tables: those of `LatencyTables()` for the model's device unless given.
         progress: see `LatencyTables.fill`.
+        timed: what runs networks in the tables' runtime; PyTorch eager unless given.
 
     Cost: what `LatencyTables.fill` says for shapes that this machine has not timed yet; 60 runs of the model and 50 of
     each of the smaller ones. Errors: those of `layers` and of `LatencyTables`.
@@ -145,7 +149,7 @@ def prices(
     calls = layers(model, example)
     shapes = dict.fromkeys(c.shape for c in calls)
     tables.fill(shapes, progress)
-    weights = beside(model, example, calls, threads=tables.threads)
+    weights = beside(model, example, calls, threads=tables.threads) if timed is None else ()
     found = LayerPrices(calls, {s: tables[s] for s in shapes}, weights)
     networks, left = {"dense": model}, dict[str, Left]()
     whole = {n: tuple(p.shape) for n, p in model.named_parameters()}
@@ -157,11 +161,17 @@ def prices(
                 left[f"{share}"] = shapes_left(whole, groups, masks)
         except StructureError:
             continue
-    if not left:
-        return found.calibrated(min(latency(model, example, threads=tables.threads).samples_ms))
-    timed = compare(networks, example, threads=tables.threads).latency
-    least = {n: min(t.samples_ms) for n, t in timed.items()}
+    took = timed(networks, example) if timed is not None else _eager(networks, example, tables.threads)
+    least = {n: min(samples) for n, samples in took.items()}
     return found.calibrated(least["dense"], [(least[n], left[n]) for n in left])
+
+
+def _eager(networks: Mapping[str, nn.Module], example: Example, threads: int) -> dict[str, Sequence[float]]:
+    """Milliseconds of every run of each network in PyTorch."""
+    if len(networks) == 1:
+        return {n: latency(m, example, threads=threads).samples_ms for n, m in networks.items()}
+    found = compare(networks, example, threads=threads).latency
+    return {n: t.samples_ms for n, t in found.items()}
 
 
 def evenly(group: Group, count: int) -> torch.Tensor:
