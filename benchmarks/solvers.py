@@ -16,6 +16,7 @@ is lost, published / ours; `same` is the share of weights on which the masks agr
 from __future__ import annotations
 
 import argparse
+import platform
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -196,6 +197,12 @@ def same(one: Tensor, other: Tensor) -> float:
     return float(((one != 0) == (other != 0)).double().mean())
 
 
+def processor() -> str:
+    """What the kernel calls the processor."""
+    told = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
+    return next((n.partition(":")[2].strip() for n in told if n.startswith("model name")), platform.machine())
+
+
 HEAD = ["layer (out x in)", "what", "published, s", "ours, s", "ratio", "asked", "same", "error"]
 
 
@@ -223,7 +230,7 @@ def main() -> None:
         PAGE.write_text(
             "# What solving a layer costs\n\n"
             f"Written by `python benchmarks/solvers.py --markdown`; {given.threads} thread(s), "
-            f"torch {torch.__version__}.\n\n{told}\n\n" + "\n".join(lines) + "\n"
+            f"torch {torch.__version__}, {processor()}.\n\n{told}\n\n" + "\n".join(lines) + "\n"
         )
 
 
