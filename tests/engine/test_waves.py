@@ -89,8 +89,8 @@ def same_as_alone(monkeypatch: pytest.MonkeyPatch, net: Net, part: Reconstructio
 @pytest.mark.parametrize(
     ("part", "sweep"),
     [
-        (ObsUpdate(), "blocks"),
-        pytest.param(ObsUpdate(), "model", marks=pytest.mark.slow),
+        (ObsUpdate(fed="pruned"), "blocks"),
+        pytest.param(ObsUpdate(fed="pruned"), "model", marks=pytest.mark.slow),
         pytest.param(BiasCompensation(), "blocks", marks=pytest.mark.slow),
         pytest.param(BiasCompensation(), "model", marks=pytest.mark.slow),
     ],
@@ -220,3 +220,62 @@ def test_no_input_is_held_once_it_is_summed_up() -> None:
     session = prunus.Session(model, recipe, task, sparsity=0.5)
     for _, read in waves.waves(session, lambda g: True):
         assert all(use.x.device.type == "meta" for use in read.uses.values())
+
+
+@pytest.mark.parametrize("expected", [(1, "whole"), (4, "pruned")])
+def test_a_block_that_is_told_of_whole_is_run_once(expected: tuple[int, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Against the inputs that hooks see: of the block as it is, or with the layers before pruned and rebuilt."""
+    model, task = llama()
+    number, fed = expected
+    runs: list[int] = []
+    seen = waves.captured
+    monkeypatch.setattr(waves, "captured", lambda s, names, **k: (runs.append(len(names)), seen(s, names, **k))[1])
+    found, _ = rebuilt((model, task), ObsUpdate(fed=fed), sweep="blocks")
+    assert len(runs) == 2 * (number + 2)  # two over one batch only, for the order
+
+    now = copy.deepcopy(model).eval()
+    names = [n for n, m in now.named_modules() if isinstance(m, nn.Linear) and "layers" in n]
+    in_order = [[n for n in names if f".{i}." in n] for i in range(2)]
+    for block in in_order:
+        grams = inputs_of(now, task, block)
+        for name in block:
+            if fed == "pruned":
+                grams |= inputs_of(now, task, [name])
+            linear = now.get_submodule(name)
+            mask = found[f"mask of {name}.weight"]
+            linear.weight.data = swept(linear.weight.detach(), grams[name], mask)
+    for name in names:
+        torch.testing.assert_close(now.get_submodule(name).weight, found[f"{name}.weight"], rtol=1e-3, atol=1e-5)
+
+
+@torch.no_grad()
+def inputs_of(model: nn.Module, task: prunus.Task, names: list[str]) -> dict[str, Tensor]:
+    """The mean of x x^T of linear layers."""
+    sums, count = dict.fromkeys(names, torch.zeros(())), dict.fromkeys(names, 0)
+
+    def hook(name: str) -> Any:
+        def add(_module: nn.Module, args: tuple[Tensor, ...]) -> None:
+            x = args[0].flatten(0, -2).double()
+            sums[name], count[name] = sums[name] + x.T @ x, count[name] + len(x)
+
+        return add
+
+    handles = [model.get_submodule(n).register_forward_pre_hook(hook(n)) for n in names]
+    for batch in task.calibration():
+        model(batch, use_cache=False)
+    for handle in handles:
+        handle.remove()
+    return {n: sums[n] / count[n] for n in names}
+
+
+def swept(w: Tensor, gram: Tensor, keep: Tensor) -> Tensor:
+    """Column by column, what goes made up for by the columns behind it, with a mask that is there."""
+    damped = gram + 0.01 * gram.diagonal().mean() * torch.eye(len(gram))
+    u = torch.linalg.cholesky(damped.inverse(), upper=True)
+    new = w.double().clone()
+    for j in range(new.shape[1]):
+        gone = ~keep[:, j]
+        off = torch.where(gone, new[:, j] / u[j, j], 0.0)
+        new[:, j:] -= off[:, None] * u[j, j:]
+        new[gone, j] = 0
+    return new.to(w)

@@ -10,8 +10,10 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
+import prunus
 from prunus.cli.app import app
 from prunus.core.errors import SpecError
+from prunus.parts.reconstruct import ObsUpdate
 from prunus.stream import prune_folder
 from prunus.stream.plan import Rates, lines, measured_rates, plan
 from prunus.stream.shards import INDEX, Checkpoint
@@ -58,10 +60,15 @@ def test_surgeon_and_experts(tmp_path: Path) -> None:
     assert found.solve == pytest.approx(
         3 * sum(i**3 / 3 / n + o * i * i for (o, i), n in zip(each, shared, strict=True))
     )
-    assert found.gram == {"block": 8 * (24**2 + 40**2), "wave": 8 * 40**2}
+    assert found.gram == {"block": 8 * (3 * 24**2 + 40**2), "wave": 8 * (3 * 24**2 + 40**2)}
+    alone = replace(prunus.methods.sparsegpt, reconstruct=ObsUpdate(fed="pruned"))
+    in_turn = plan(folder, alone, samples=6, length=12, rates=RATES)
+    assert in_turn.gram == found.gram | {"wave": 8 * 40**2}
+    assert in_turn.forward == pytest.approx(2.5 * found.forward)
     _, folder = saved("mixtral", tmp_path / "experts")
     stacked = plan(folder, "sparsegpt", samples=6, length=12, rates=RATES)
-    assert stacked.gram["wave"] == 4 * 8 * 40**2  # four experts, the way back from the wide layer
+    # Attention and the router, and twice four experts.
+    assert stacked.gram["wave"] == 8 * (3 * 24**2 + 4 * (24**2 + 40**2))
     dense = plan(folder, "magnitude_uniform", samples=6, length=12, rates=RATES)
     assert dense.gram == {} and dense.peak < stacked.peak
     assert dict(lines(stacked))["method"] == "sparsegpt on 72 tokens"

@@ -239,11 +239,14 @@ class Reconstruction(Part):
     layer: see `prunus.core.layer.Layer`. choose: which weights stay, given scores of a block of columns, at the share
     that the allocation gave the layer; a reconstruction that does not select takes `layer.keep` as it is.
     `chooses`: it selects single weights anew, so that of masks only the number in each row, block or layer counts.
+    `fed`: what the layers of a block are told of their inputs, where single weights go block by block: those that the
+    block gives while it is whole, or once the layers before are pruned and rebuilt.
     One that goes by more than a layer's inputs asks for it (`asks`), and `moved` takes the place of the call.
     """
 
     slot: ClassVar[str] = "reconstruct"
     chooses: ClassVar[bool] = False
+    fed: Literal["whole", "pruned"] = "pruned"
 
     def __call__(self, layer: "Layer", choose: "Choose") -> "Update":
         raise SpecError(f"{type(self).__name__} rebuilds nothing")

@@ -72,4 +72,5 @@ def within(session: "Session", visit: Visit, groups: tuple[Group, ...], seed: in
     part.model, part.task, part.groups = visit.block, visit.task, groups
     part.masks = {g.name: session.masks[g.name] for g in groups}
     part.generator, part.skipped = seeded(seed), {}
+    part.is_block = visit.name != ""
     return part

@@ -32,6 +32,8 @@ def rebuilt(session: "Session", masks: Masks) -> Masks:
     In the order in which the network first uses what reads them: statistics of a group's readers' inputs are those with
     the groups before it pruned and rebuilt and this one still whole, then its readers are rebuilt, then its units are
     zeroed. Groups fed by the same tensor share a pass and its moments (`waves`), which changes no bit of the result.
+    Single weights of a block of a larger model (`session.is_block`) are rebuilt on what they are fed while all of it is
+    whole, where the recipe's part says so (`Reconstruction.fed`), after one pass.
     Cost: one forward over the calibration batches per wave, and half of a float64 `[in, in]` per distinct input of it.
     Groups that nothing visible reads keep their masks without a reconstruction; a warning names them.
     Where a reconstruction goes by more than inputs (`asks`), that is gathered instead, once, of the model as it was.
@@ -44,12 +46,14 @@ def rebuilt(session: "Session", masks: Masks) -> Masks:
     done: Masks = dict(masks)
     unseen: list[str] = []
     bare: list[str] = []
-    for wave, read in waves(session, lambda g: not full(masks[g.name])):
+    at_once = session.is_block and part.fed == "whole"
+    for wave, read in waves(session, lambda g: not full(masks[g.name]), at_once=at_once):
         for group in wave:
             done[group.name], readers, without = rebuilt_group(session, group, masks[group.name], read)
             unseen += [] if readers else [group.name]
             bare += without
             apply_(session.parameters, parameter_masks([group], done, session.parameters))
+            read.forget([m.param for m in read_by(group)] if group.elementwise else [])
     report(type(part).__name__, unseen, bare, sum(not full(m) for m in masks.values()))
     return done
 

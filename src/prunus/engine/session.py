@@ -119,7 +119,7 @@ class Session:
         self.masks: Masks = all_kept(self.groups, self.parameters)
         self.cost = price_of(self.model, self.task, self.budget, self.groups)
         self.step = self.clock = self.fired = 0
-        self.holding = self.marking = self.settled = self.taught = False
+        self.holding = self.marking = self.settled = self.taught = self.is_block = False
         self.history: list[dict[str, Any]] = []
         self.skipped, self.known = dict[str, str](), dict[str, Any]()
         self.collapsed: tuple[str, ...] = ()

@@ -1,6 +1,6 @@
 """What the readers of pruned groups are fed, and which groups may learn it from the same pass over the data."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -98,6 +98,11 @@ class Read:
                 made[key] = total
             self.sums[name] = made[key]
 
+    def forget(self, names: Collection[str]) -> None:
+        """Let go of what nobody will ask for again."""
+        for name in names:
+            self.sums.pop(name, None)
+
     def means(self, name: str) -> list[Moments]:
         """The mean moments of a weight's inputs, for each group of a grouped convolution."""
         sums = self.sums[name]
@@ -119,7 +124,9 @@ def fed(sums: list[Moments]) -> list[Moments]:
     return [m if m.n else every.copy() for m in sums]
 
 
-def waves(session: "Session", pruned: Callable[[Group], bool]) -> Iterator[tuple[list[Group], Read]]:
+def waves(
+    session: "Session", pruned: Callable[[Group], bool], *, at_once: bool = False
+) -> Iterator[tuple[list[Group], Read]]:
     """The pruned groups in the order in which the network first uses what reads them, a few at a time, with what their
     readers are fed when the groups before are pruned and rebuilt and these are still whole.
 
@@ -127,6 +134,7 @@ def waves(session: "Session", pruned: Callable[[Group], bool]) -> Iterator[tuple
     same tensor, and nothing that rebuilding one of them changes is used before that tensor is there: then it is what
     it would be if they came one by one, bit for bit. Cost: one forward over the calibration batches for each such wave,
     whose moments alone are held: half of a float64 `[in, in]` for every distinct input.
+    With `at_once` all single weights come together, in one forward, and are told what they are fed while all are whole.
     """
     uses, order = in_order(session)
     if ranks() > 1:
@@ -135,6 +143,9 @@ def waves(session: "Session", pruned: Callable[[Group], bool]) -> Iterator[tuple
     waiting = [g for g in order if pruned(g)]
     alike = {g.name: shared(g, uses) for g in waiting}
     uses.clear()
+    if at_once and waiting and not any(g.movable for g in waiting):
+        yield waiting, whole(session, waiting)
+        return
     while waiting:
         planned = agreed(session, together(waiting, alike))
         read, found = observed(session, waiting[:planned])
@@ -142,6 +153,17 @@ def waves(session: "Session", pruned: Callable[[Group], bool]) -> Iterator[tuple
         yield waiting[:count], read
         read.sums.clear()  # whoever asked may still hold it while the next pass runs
         waiting = waiting[count:]
+
+
+def whole(session: "Session", groups: list[Group]) -> Read:
+    """What a pass over the calibration batches shows of all readers, none of which is pruned yet."""
+    sources = sources_of(session, session.recipe.criterion)
+    sources.settings = {}
+    read = Read()
+    for batch, uses in enumerate(captured(sources, {m.param for g in groups for m in read_by(g)}, stacks=True)):
+        read.add(uses, batch)
+        uses.clear()
+    return read
 
 
 def in_order(session: "Session") -> tuple[dict[str, list[Use]], list[Group]]:

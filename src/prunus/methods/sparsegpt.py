@@ -25,8 +25,9 @@ card = Card(
     use_when="you prune a trained network once, with a few unlabelled batches and no training after it",
     avoid_when="you train on afterwards anyway: the update is then not worth its time",
     deviations=(
-        "Within a block, layers are pruned one after the other, each on inputs that the pruned ones before it give; "
-        "the code collects the inputs of all layers of a block at once. What lies in no block (embeddings, the output "
+        "As in the code, all layers of a block go by what they are fed while it is whole; "
+        "reconstruct=ObsUpdate(fed='pruned') goes by what the pruned layers before give, in a pass for each, which can "
+        "be better at mild sparsities and is worse at high ones (docs/llm.md). What lies in no block (embeddings, the output "
         "layer) is left as it is, as in the code; sweep='model' prunes it too. For 2:4, allocate=NofM(2, 4)."
     ),
     rows=(124,),

@@ -247,7 +247,7 @@ def _masked(run: Run, recipe: Recipe, visit: Visit) -> tuple[Masks, dict[str, in
     # Gradients of the loss are known ahead, so that the block is not asked for a loss of its own.
     task = replace(visit.task, forward=told, loss=no_loss) if asked(recipe) else visit.task
     session = Session(visit.block, recipe, task, run.budget, seed=block_seed(run.seed, visit.name))
-    session.known = known(run, visit.name, recipe, session.groups)
+    session.known, session.is_block = known(run, visit.name, recipe, session.groups), True
     try:
         session.start()
         skipped = dict(session.skipped)

@@ -32,7 +32,8 @@ WIDE = 8
 """Bytes of a float64, in which half of x x^T is summed up."""
 PASSES = {"none": 1, "inputs": 2, "surgeon": 5}
 """Forwards of a block: one with its new weights; one to score it; for every wave of layers one (a decoder block has
-four: queries, keys and values; their output; gate and up; down)."""
+four: queries, keys and values; their output; gate and up; down), or one for all where they are told of the whole block
+(`Reconstruction.fed`), and one more where experts are scored."""
 
 
 @dataclass(frozen=True)
@@ -85,8 +86,8 @@ class Plan:
             weights scored.
         blocks: how many, and `block` bytes of the largest.
         waiting: activations that wait between blocks.
-        gram: bytes of x x^T, of the block whose matrices together have the most, and of the largest wave of them that
-            is held at once.
+        gram: bytes of x x^T, of the block whose matrices together have the most, and of the most of them that are held
+            at once.
         peak: memory that is expected beyond what the process has when it begins.
         bound: three of the largest block and what waits.
         forward, moments, solve: FLOPs of running blocks on the calibration data, of summing up x x^T, and of solving.
@@ -142,7 +143,9 @@ def plan(folder: str | Path, recipe: Recipe | str, *, samples: int, length: int,
     active = [sum(m.size * (share if m.count > 1 else 1.0) for m in ms) for ms in each]
     attention = 4 * tokens * length * hidden * len(blocks)
     once = sum(2 * tokens * a for a in active) + attention
-    forward = PASSES[kind] * once
+    at_once = kind == "surgeon" and getattr(recipe.reconstruct, "fed", "pruned") == "whole"
+    passes = PASSES[kind] if not at_once else 2 + any(m.count > 1 for ms in each for m in ms)
+    forward = passes * once
     wide, solve = 0.0, 0.0
     for one in (m for ms in each for m in ms):
         seen = tokens * (share if one.count > 1 else 1.0)  # by all matrices of a stack together
@@ -150,14 +153,14 @@ def plan(folder: str | Path, recipe: Recipe | str, *, samples: int, length: int,
             wide += 2 * seen * numbers(one.width) / shared_by(one)
             solve += one.count * operations(recipe)(one.out, one.width, shared_by(one))
     waiting = tokens * hidden * item
-    most = [{w: max(m.count for m in ms if m.width == w) for w in {m.width for m in ms}} for ms in each]
-    grams = [{w: WIDE * numbers(w) * count for w, count in one.items()} for one in most]
-    wave = max(max(g.values(), default=0) for g in grams)
+    grams = [[(m, WIDE * numbers(m.width) * m.count) for m in ms] for ms in each]
+    scored = max((m for ms in each for m in ms), key=lambda m: m.size).count > 1
+    wave = max(all_of(g) if at_once or scored else max((n for _, n in g), default=0) for g in grams)
     block = item * max(sizes)
     inner = {id(p) for b in blocks.values() for p in b.parameters()}
     # The last block is still there when what follows it is called.
     tables = block + item * max((p.numel() for p in model.parameters() if id(p) not in inner), default=0)
-    needed = at_once(kind, item, max(sizes), max((m for ms in each for m in ms), key=lambda m: m.size), grams)
+    needed = max(block_needs(kind, item, size, g, at_once or scored) for size, g in zip(sizes, grams, strict=True))
     inside = sum(m.size for ms in each for m in ms)
     seconds = {
         "forward": forward / rates.forward,
@@ -194,7 +197,7 @@ def plan(folder: str | Path, recipe: Recipe | str, *, samples: int, length: int,
         blocks=len(blocks),
         block=block,
         waiting=waiting,
-        gram={"block": max(sum(g.values()) for g in grams), "wave": wave} if kind == "surgeon" else {},
+        gram={"block": max(map(all_of, grams)), "wave": wave} if kind == "surgeon" else {},
         peak=waiting + max(needed, tables),
         bound=3 * block + waiting,
         forward=forward,
@@ -292,18 +295,27 @@ def shared_by(one: Matrices) -> int:
     return {"q_proj": 3, "k_proj": 3, "v_proj": 3, "gate_proj": 2, "up_proj": 2}.get(leaf, 1)
 
 
-def at_once(kind: str, item: int, size: int, largest: Matrices, grams: list[dict[int, int]]) -> int:
-    """Bytes that the largest block needs, beyond what waits: its weights and masks, and what a layer takes."""
-    score = item if kind == "none" else 2 * item
-    scored = largest.size * (item + 2 * score)
+def all_of(grams: list[tuple[Matrices, int]]) -> int:
+    """Bytes of x x^T of a block together: layers that are fed the same share theirs."""
+    return sum(n // shared_by(m) for m, n in grams)
+
+
+def block_needs(kind: str, item: int, size: int, grams: list[tuple[Matrices, int]], together: bool) -> int:
+    """Bytes that a block needs, beyond what waits: its weights and masks, and what a layer takes.
+
+    grams: the layers with the bytes of their x x^T. together: whether these are all there from the beginning (stacks of
+    experts are scored, which takes the sums of the whole block), and go one by one.
+    """
     if kind != "surgeon":
-        return size * (item + 1) + scored
-    # Stacks of experts are scored too, which takes the sums of the whole block.
-    sums = max((sum(g.values()) if largest.count > 1 else max(g.values(), default=0)) for g in grams)
-    single = largest.size // largest.count
-    # Masks as they were and as they will be; half of x x^T, whose factor takes its place; a layer twice in float32 (what
-    # it has moved by is one), and six masks, two of them of a whole stack.
-    return size * (item + 2) + sums + largest.size * 2 + single * (2 * 4 + 4)
+        score = item if kind == "none" else 2 * item
+        return size * (item + 1) + max((m.size for m, _ in grams), default=0) * (item + 2 * score)
+    most, left = 0, all_of(grams)
+    for one, own in grams:
+        # Half of x x^T, whose factor takes its place; a layer twice in float32 (what it has moved by is one), and six
+        # masks, two of them of a whole stack.
+        most = max(most, (left if together else own) + one.size * 2 + one.size // one.count * (2 * 4 + 4))
+        left -= own // shared_by(one)
+    return size * (item + 2) + most  # with the masks as they were and as they will be
 
 
 def measured_rates(dtype: torch.dtype, folder: Path | None = None) -> Rates:

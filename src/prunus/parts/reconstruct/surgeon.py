@@ -28,6 +28,8 @@ class ObsUpdate(Reconstruction):
     them, at the layer's share; of a pattern (N:M) as many in each of its blocks. A weight on an input that is always
     zero counts as zero. `select="masks"` takes the mask as it is, as it is taken anyway for patterns and boxes that the
     engine does not choose from. Whole units leave together, before the columns that stay, which is least squares.
+    `fed="whole"` (the code's way): where single weights go block by block, by what the layers are fed while the block
+    is whole, in one pass; "pruned": once those before are pruned, in a pass for each.
 
     Precision: float64, but for weights stored in float32 or coarser: they are swept in float32 where
     in <= 2^22 damp, so that rounding, which U amplifies by at most sqrt(in / damp + 1), stays below 1e-4 of the
@@ -43,11 +45,12 @@ class ObsUpdate(Reconstruction):
     block: int = 128
     damp: float = 0.01
     select: Literal["blocks", "masks"] = "blocks"
+    fed: Literal["whole", "pruned"] = "whole"
 
     def __post_init__(self) -> None:
         check_damp("ObsUpdate", self.damp)
-        if self.block < 1 or self.select not in ("blocks", "masks"):
-            raise SpecError(f"{self}: block >= 1, and select is 'blocks' or 'masks'")
+        if self.block < 1 or self.select not in ("blocks", "masks") or self.fed not in ("whole", "pruned"):
+            raise SpecError(f"{self}: block >= 1, select is 'blocks' or 'masks', and fed 'whole' or 'pruned'")
 
     @property
     def chooses(self) -> bool:  # type: ignore[override]
