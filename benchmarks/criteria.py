@@ -31,8 +31,9 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from vision import define_missing
 
-from graph import operators, vision
+from graph import vision
 from prunus import Task, parts
 from prunus.core.errors import PrunusError
 from prunus.core.part import Criterion, Part
@@ -78,7 +79,7 @@ def peak_of(work: Any) -> tuple[float, float]:
 
 def measure(name: str, batch: int, rounds: int) -> dict[str, Any]:
     """One criterion against the pass, in this process."""
-    keep = operators()
+    define_missing()
     torch.manual_seed(0)
     torch.set_num_threads(1)
     model, _ = vision("resnet50")
@@ -109,7 +110,6 @@ def measure(name: str, batch: int, rounds: int) -> dict[str, Any]:
             taken.append(peak_of(one_pass))
             scored.append(peak_of(scoring))
         size = sum(p.nbytes for p in model.parameters())
-        del keep
         return {
             "criterion": name,
             "units": units,

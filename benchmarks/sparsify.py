@@ -23,8 +23,7 @@ import json
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -32,6 +31,7 @@ from typing import Any
 import llm_models
 import torch
 from torch import Tensor, nn
+from vision import define_missing
 
 import prunus
 from prunus import methods
@@ -96,26 +96,6 @@ CASES = (
     Case("ResNet-50", 1, "4x1 blocks", 2.5, resnet("resnet50"), pixels, BLOCKS),
     Case("ResNet-50", 8, "4x1 blocks", 2.5, resnet("resnet50"), pixels, BLOCKS),
 )
-
-
-@contextmanager
-def torchvision_operators() -> Iterator[None]:
-    """Let torchvision be imported beside a torch build whose ABI its compiled operators do not fit: schemas suffice."""
-    spec = importlib.util.find_spec("torchvision")
-    if spec is None or spec.origin is None:
-        yield
-        return
-    for compiled in sorted(Path(spec.origin).parent.glob("_C*.so")):
-        try:
-            torch.ops.load_library(compiled)
-        except OSError:
-            continue
-        yield
-        return
-    library = torch.library.Library("torchvision", "DEF")
-    library.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-    library.define("qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-    yield
 
 
 def pruned(case: Case) -> nn.Module:
@@ -253,19 +233,19 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=30)
     given = parser.parse_args()
     rows: list[dict[str, Any]] = []
-    with torchvision_operators():
-        for name in dict.fromkeys(c.name for c in CASES if c.name.startswith(given.only)):
-            if name == "MiniLM" and llm_models.packaged() is None:
-                print(f"left out: MiniLM; its weights are in the package {llm_models.PACKAGE}", file=sys.stderr)
-                continue
-            cases = [c for c in CASES if c.name == name][: 1 if given.quick else None]
-            model = pruned(cases[0])
-            for case in cases:
-                for threads in [1] if given.quick else given.threads:
-                    rows.append(measured(case, model, threads, 5 if given.quick else given.runs))
-                    print("  ".join(cells(rows[-1])), file=sys.stderr, flush=True)
-                    if given.markdown:
-                        write(rows[-1:], machine().to_dict())
+    define_missing()
+    for name in dict.fromkeys(c.name for c in CASES if c.name.startswith(given.only)):
+        if name == "MiniLM" and llm_models.packaged() is None:
+            print(f"left out: MiniLM; its weights are in the package {llm_models.PACKAGE}", file=sys.stderr)
+            continue
+        cases = [c for c in CASES if c.name == name][: 1 if given.quick else None]
+        model = pruned(cases[0])
+        for case in cases:
+            for threads in [1] if given.quick else given.threads:
+                rows.append(measured(case, model, threads, 5 if given.quick else given.runs))
+                print("  ".join(cells(rows[-1])), file=sys.stderr, flush=True)
+                if given.markdown:
+                    write(rows[-1:], machine().to_dict())
     facts = machine().to_dict()
     if given.json:
         print(json.dumps({"machine": facts, "rows": rows}, indent=1))

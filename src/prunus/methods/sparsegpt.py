@@ -26,9 +26,9 @@ card = Card(
     avoid_when="you train on afterwards anyway: the update is then not worth its time",
     deviations=(
         "As in the code, all layers of a block go by what they are fed while it is whole; "
-        "reconstruct=ObsUpdate(fed='pruned') goes by what the pruned layers before give, in a pass for each, which can "
-        "be better at mild sparsities and is worse at high ones (docs/llm.md). What lies in no block (embeddings, the output "
-        "layer) is left as it is, as in the code; sweep='model' prunes it too. For 2:4, allocate=NofM(2, 4)."
+        "reconstruct=ObsUpdate(fed='pruned') goes by what the pruned layers before give, in a pass for each. "
+        "What lies in no block (embeddings, the output layer) is left as it is, as in the code; sweep='model' prunes "
+        "it too. For 2:4, allocate=NofM(2, 4)."
     ),
     rows=(124,),
 )
