@@ -232,7 +232,7 @@ def prune(
 def clock_of(target: str | None) -> Clock | None:
     """What a budget in latency is measured by: the runtime of `--for`, eager PyTorch where it names none."""
     from prunus.deploy.clock import RuntimeClock
-    from prunus.deploy.rounding import FILES
+    from prunus.deploy.widths import FILES
 
     return None if target is None or target == "eager" or target in FILES else RuntimeClock(target)
 
@@ -259,7 +259,7 @@ def with_unit(
         own = own if chosen == own["part"] else {"part": chosen}
     chosen_unit = Granularity.from_dict({**own, **values})
     if target is not None:
-        from prunus.deploy.rounding import multiples
+        from prunus.deploy.widths import multiples
 
         steps = multiples(target)
         if not hasattr(chosen_unit, "round_to"):

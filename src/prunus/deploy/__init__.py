@@ -18,7 +18,7 @@ _HOME = {
     "from_pretrained": "prunus.deploy.hf",
     "from_torch_prune": "prunus.deploy.torch_prune",
     "load_masks": "prunus.deploy.files",
-    "multiples": "prunus.deploy.rounding",
+    "multiples": "prunus.deploy.widths",
     "quantize_": "prunus.deploy.quantize",
     "read_pt": "prunus.deploy.pickled",
     "save_pretrained": "prunus.deploy.hf",
@@ -39,9 +39,10 @@ if TYPE_CHECKING:
     from prunus.deploy.onnx import Exported, export_onnx
     from prunus.deploy.pickled import read_pt
     from prunus.deploy.quantize import quantize_
-    from prunus.deploy.rounding import multiples, staircase
+    from prunus.deploy.rounding import staircase
     from prunus.deploy.torch_prune import Plain, from_torch_prune, to_torch_prune
     from prunus.deploy.unpacking import unpack_folder
+    from prunus.deploy.widths import multiples
 
 __all__ = [
     "Deployment",

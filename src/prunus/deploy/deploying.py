@@ -14,10 +14,11 @@ from torch import Tensor, nn
 from prunus.core.errors import DataError, PrunusError, SpecError, VerificationError
 from prunus.core.task import Example
 from prunus.deploy import runtimes as registry
+from prunus.deploy.calling import subject_call
 from prunus.deploy.denormals import flush_denormals_
 from prunus.deploy.deployment import Absent, Deployment, Row, Timed, sentences
 from prunus.deploy.patterns import left
-from prunus.deploy.runtimes.base import Precision, Runtime, Session, Subject, output_tensors, subject_call
+from prunus.deploy.runtimes.base import Precision, Runtime, Session, Subject, output_tensors
 from prunus.graph.running import unwrap
 from prunus.graph.verify import largest_difference
 from prunus.measure.inputs import as_found, batch_size, check_materialized, device_of, run

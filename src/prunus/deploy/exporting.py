@@ -20,11 +20,12 @@ from torch import Tensor, nn
 from prunus.core.errors import PrunusError, SpecError, StructureError, UnknownNameError, VerificationError, require
 from prunus.core.task import Example
 from prunus.deploy.atomic import check_replaceable, check_writable, new_folder
+from prunus.deploy.calling import exported_program, subject_call
 from prunus.deploy.denormals import flush_denormals_
 from prunus.deploy.onnx import export_onnx
 from prunus.deploy.quantize import quantized_onnx, silent
-from prunus.deploy.runtimes.base import Subject, output_tensors, subject_call
-from prunus.graph.running import FAILURES, call, quiet, unwrap
+from prunus.deploy.runtimes.base import Subject, output_tensors
+from prunus.graph.running import call, quiet, unwrap
 from prunus.graph.verify import largest_difference
 
 SUFFIXES: dict[str, str] = {
@@ -187,39 +188,15 @@ def _as_openvino(subject: Subject, path: Path, precision: str) -> Found:
 
 def _as_torch(subject: Subject, path: Path, precision: str) -> Found:
     """PyTorch's own exported program."""
-    torch.export.save(_program(subject), str(path))
+    torch.export.save(exported_program(subject.model, subject.args, subject.kwargs), str(path))
     with torch.no_grad():
         again = torch.export.load(str(path)).module()(*subject.args, **subject.kwargs)
     return output_tensors(again), ""
 
 
-def _program(subject: Subject) -> torch.export.ExportedProgram:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        try:
-            return torch.export.export(subject.model, subject.args, subject.kwargs)
-        except FAILURES as error:
-            first = (str(error).strip() or type(error).__name__).splitlines()[0]
-            kind = type(subject.model).__name__
-            raise StructureError(f"torch.export cannot follow this {kind}: {first}") from error
-
-
-def write_executorch(subject: Subject, path: Path) -> None:
-    """Write a program of ExecuTorch, what XNNPACK has kernels for given to XNNPACK; nothing is compared.
-
-    Errors: `MissingExtraError` without the `executorch` extra; `StructureError` where `torch.export` cannot follow.
-    """
-    edge = require("executorch.exir", extra="executorch", why="it writes its own files")
-    xnnpack = importlib.import_module("executorch.backends.xnnpack.partition.xnnpack_partitioner")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        lowered = edge.to_edge_transform_and_lower(_program(subject), partitioner=[xnnpack.XnnpackPartitioner()])
-        path.write_bytes(lowered.to_executorch().buffer)
-
-
 def _as_executorch(subject: Subject, path: Path, precision: str) -> Found:
     """ExecuTorch's program, and what it computes."""
-    from prunus.deploy.runtimes.executorch_ import ExecuTorch
+    from prunus.deploy.runtimes.executorch_ import ExecuTorch, write_executorch
 
     write_executorch(subject, path)
     subject.folder.mkdir(parents=True, exist_ok=True)
@@ -246,7 +223,7 @@ def _as_coreml(subject: Subject, path: Path, precision: str) -> Found:
         tools = require("coremltools", extra="coreml", why="it writes its own files")
         optimize = importlib.import_module("coremltools.optimize.coreml")
         # Its translator knows the operators that others are made of, not all of them.
-        program = _program(subject).run_decompositions({})
+        program = exported_program(subject.model, subject.args, subject.kwargs).run_decompositions({})
         try:
             made = tools.convert(
                 program,

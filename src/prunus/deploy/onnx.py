@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from prunus.core.errors import PrunusError, SpecError, StructureError, VerificationError, require
 from prunus.core.task import Example
 from prunus.deploy.atomic import check_writable, write_bytes
-from prunus.deploy.runtimes.base import subject_call
+from prunus.deploy.calling import subject_call
 from prunus.graph.flow import tensors_in
 from prunus.graph.running import call, quiet, unwrap
 from prunus.graph.verify import largest_difference

@@ -1,4 +1,4 @@
-"""How many channels a runtime likes: multiples by precision, or the best widths of a staircase measured here."""
+"""How a layer's speed hangs on its width: a staircase, measured here."""
 
 from __future__ import annotations
 
@@ -12,41 +12,15 @@ from typing import Any
 import torch
 from torch import nn
 
-from prunus.core.errors import SpecError, UnknownNameError
+from prunus.core.errors import SpecError
 from prunus.deploy import runtimes as registry
-from prunus.deploy.runtimes.base import Precision, Session, Subject
+from prunus.deploy.runtimes.base import Session, Subject
 from prunus.measure.layer_runs import RUNTIMES, Run, runtime_named
 from prunus.measure.layers import LayerShape
 from prunus.measure.timing import check_runs, interleaved, quartiles, threads_of
 
-MULTIPLES: dict[Precision, tuple[int, ...]] = {
-    "float32": (16, 8, 4),
-    "bfloat16": (32, 16, 8),
-    "int8": (32, 16, 8),
-}
-"""The width of registers and tiles, and what small groups take instead (see `Coupled.round_to`)."""
-
-FILES = ("onnx", "torch", "executorch")
 TAPS: Mapping[str, int] = {"linear": 1, "conv1x1": 1, "conv3x3": 9}
 DEEP = 3  # layers in a row of a staircase: what a call costs is shared, and formats are changed at the ends alone
-
-
-def multiples(target: str) -> tuple[int, ...]:
-    """What kept channels are to be multiples of for a target: a runtime's title, or a kind of file.
-
-    What `prunus doctor` measured for a runtime on this machine, where it did (`widths.learned`); else `MULTIPLES`. A
-    file may run anywhere and goes by the latter. The first number is for groups that have room for it, the others for
-    smaller ones; pass it as `Channel(round_to=...)`. Errors: `UnknownNameError`.
-    """
-    if target in FILES:
-        return MULTIPLES["float32"]
-    every = registry.known()
-    if target not in every:
-        raise UnknownNameError("target", target, [*every, *FILES])
-    from prunus.deploy.widths import learned  # it measures staircases
-
-    known = learned(target)
-    return MULTIPLES[every[target].precision] if known is None else known.steps
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""The widths that runtimes like on this machine: staircases measured once, kept beside the latency tables."""
+"""How many channels runtimes like: multiples by precision, or what staircases say that were measured here, once."""
 
 from __future__ import annotations
 
@@ -8,17 +8,42 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from prunus.core.errors import SpecError
+from prunus.core.errors import SpecError, UnknownNameError
 from prunus.deploy import runtimes as registry
 from prunus.deploy.rounding import Staircase, staircase
+from prunus.deploy.runtimes.base import Precision
 from prunus.measure.kept import read_kept, unusable, write_kept
 from prunus.measure.machine import cache_folder, machine
 
+MULTIPLES: dict[Precision, tuple[int, ...]] = {
+    "float32": (16, 8, 4),
+    "bfloat16": (32, 16, 8),
+    "int8": (32, 16, 8),
+}
+"""The width of registers and tiles, and what small groups take instead (see `Coupled.round_to`)."""
+
+FILES = ("onnx", "torch", "executorch")
 FORMAT = 1
 LAYERS = ("conv3x3", "conv1x1")
 WIDTHS = (48, 50, 52, 56, 60, 62, 63, 64, 66, 68, 72, 76, 80, 88, 96)
 AMONG = (4, 8, 16, 32)
 LEAST = 4  # no group is rounded to less
+
+
+def multiples(target: str) -> tuple[int, ...]:
+    """What kept channels are to be multiples of for a target: a runtime's title, or a kind of file.
+
+    What `prunus doctor` measured for a runtime on this machine, where it did (`learned`); else `MULTIPLES`. A
+    file may run anywhere and goes by the latter. The first number is for groups that have room for it, the others for
+    smaller ones; pass it as `Channel(round_to=...)`. Errors: `UnknownNameError`.
+    """
+    if target in FILES:
+        return MULTIPLES["float32"]
+    every = registry.known()
+    if target not in every:
+        raise UnknownNameError("target", target, [*every, *FILES])
+    known = learned(target)
+    return MULTIPLES[every[target].precision] if known is None else known.steps
 
 
 @dataclass(frozen=True)

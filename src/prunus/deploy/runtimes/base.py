@@ -3,24 +3,22 @@
 from __future__ import annotations
 
 import importlib
-import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
 from prunus.core.errors import SpecError
-from prunus.core.task import Example, as_call
+from prunus.core.task import Example
+from prunus.deploy.calling import subject_call
+from prunus.deploy.onnx import Exported, export_onnx, named_inputs
 from prunus.graph.flow import tensors_in
-
-if TYPE_CHECKING:
-    from prunus.deploy.onnx import Exported
 
 Precision = Literal["float32", "bfloat16", "int8"]
 Pattern = Literal["unstructured", "blocks", "2:4"]
@@ -54,7 +52,7 @@ class Subject:
 
     Attributes:
         model: not changed by any runtime.
-        args, kwargs: the example, see `subject_call`.
+        args, kwargs: the example, see `prunus.deploy.calling.subject_call`.
         folder: for the files of runtimes.
         calib: further examples, from which ranges of activations are read for int8.
     """
@@ -73,29 +71,16 @@ class Subject:
     @cached_property
     def onnx(self) -> Exported:
         """The model as an ONNX file, proved equal. Errors: those of `export_onnx`."""
-        from prunus.deploy.onnx import export_onnx
-
         self.folder.mkdir(parents=True, exist_ok=True)
         return export_onnx(self.model, self.example, self.folder / "model.onnx")
 
     def named(self, example: Example | Tensor | None = None) -> dict[str, Any]:
         """An example's tensors as arrays, by the names of the ONNX graph's inputs."""
-        from prunus.deploy.onnx import named_inputs
-
         args, kwargs = (self.args, self.kwargs) if example is None else subject_call(self.model, example)
         found = named_inputs(self.onnx.inputs, args, kwargs)
         if found is None:
             raise SpecError(f"the ONNX graph takes {len(self.onnx.inputs)} inputs, the example has another number")
         return {name: t.detach().cpu().numpy() for name, t in found.items()}
-
-
-def subject_call(model: nn.Module, example: Example | Tensor) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """The example as `(args, kwargs)`; a transformers model runs without its cache, unless the example says so."""
-    args, kwargs = as_call(example)
-    parameters = inspect.signature(model.forward)
-    if "use_cache" in parameters.parameters and "use_cache" not in kwargs:
-        args, kwargs = (), {**parameters.bind_partial(*args).arguments, **kwargs, "use_cache": False}
-    return args, kwargs
 
 
 def output_tensors(out: Any) -> list[Tensor]:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import importlib
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
 from torch import Tensor
 
-from prunus.core.errors import PrunusError
+from prunus.core.errors import PrunusError, require
+from prunus.deploy.calling import exported_program
 from prunus.deploy.runtimes.base import Runtime, Session, Subject
 
 
@@ -44,13 +46,26 @@ class ExecuTorch(Runtime):
         )
 
     def _file(self, subject: Subject) -> Path:
-        from prunus.deploy.exporting import write_executorch
-
         file = subject.folder / "model.pte"
         if not file.exists():
             subject.folder.mkdir(parents=True, exist_ok=True)
             write_executorch(subject, file)
         return file
+
+
+def write_executorch(subject: Subject, path: Path) -> None:
+    """Write a program of ExecuTorch, what XNNPACK has kernels for given to XNNPACK; nothing is compared.
+
+    Errors: `MissingExtraError` without the `executorch` extra; `StructureError` where `torch.export` cannot follow.
+    """
+    edge = require("executorch.exir", extra="executorch", why="it writes its own files")
+    xnnpack = importlib.import_module("executorch.backends.xnnpack.partition.xnnpack_partitioner")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        lowered = edge.to_edge_transform_and_lower(
+            exported_program(subject.model, subject.args, subject.kwargs), partitioner=[xnnpack.XnnpackPartitioner()]
+        )
+        path.write_bytes(lowered.to_executorch().buffer)
 
 
 RUNTIMES = (ExecuTorch(),)
