@@ -209,7 +209,7 @@ def test_a_killed_run_goes_on_and_ends_the_same(tmp_path: Path) -> None:
         return [sys.executable, "-c", KILLED.format(**told)]
 
     with subprocess.Popen(command(False), cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True) as run:
-        assert run.stdout is not None and run.stdout.readline() == "1\n"
+        assert run.stdout is not None and "1\n" in run.stdout  # up to that line: libraries may print before it
         time.sleep(0.01)
         run.send_signal(signal.SIGKILL)
     assert not out.exists()
