@@ -13,7 +13,7 @@ _KEPT: list[torch.library.Library] = []  # what a library defines goes when it d
 def define_missing() -> None:
     """Define the two operators that importing torchvision needs, where its own do not load (a CPU build of torch)."""
     found = importlib.util.find_spec("torchvision")
-    if found is None or found.origin is None or _KEPT:
+    if found is None or found.origin is None or hasattr(torch.ops.torchvision, "nms"):
         return
     for compiled in sorted(Path(found.origin).parent.glob("_C*.so")):
         try:

@@ -218,11 +218,37 @@ class Again(nn.Module):
         return x
 
 
-def test_batches_that_take_different_ways_are_refused() -> None:
+class Crossed(nn.Module):
+    """Batches of one row go through its blocks the other way round."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList([nn.Linear(4, 4) for _ in range(2)])
+
+    def forward(self, x: Tensor) -> Tensor:
+        for block in self.blocks if x.shape[0] > 1 else reversed(self.blocks):
+            x = block(x)
+        return x
+
+
+def test_a_block_is_visited_with_the_batches_that_reach_it() -> None:
     model = Fork()
+    long, short = torch.randn(2, 4), torch.randn(1, 4)
+    visits = [(v.name, [c.args[0] for c in v.calls]) for v in walk(model, Task(calib=[long, short]), blocks_in(model))]
+    assert [name for name, _ in visits] == ["blocks.0", "blocks.1"]
+    with torch.no_grad():
+        second = model.blocks[0](long)
+    for (_, came), wanted in zip(visits, ([long, short], [second]), strict=True):
+        assert len(came) == len(wanted) and all(torch.equal(a, b) for a, b in zip(came, wanted, strict=True))
+
+
+def test_batches_that_cross_are_refused() -> None:
+    model = Crossed()
     task = Task(calib=[torch.randn(2, 4), torch.randn(1, 4)])
-    with pytest.raises(StructureError, match="different ways"):
+    with pytest.raises(StructureError, match=r"by batches of another kind once it has been pruned"):
         list(walk(model, task, blocks_in(model)))
+    for alone in task.calibration():
+        assert len(list(walk(model, Task(calib=[alone]), blocks_in(model)))) == 2
 
 
 def test_blocks_that_run_twice_are_no_blocks() -> None:
