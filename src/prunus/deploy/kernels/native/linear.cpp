@@ -7,6 +7,7 @@
 namespace prunus {
 namespace {
 
+static_assert(kRows <= kWidest, "a row block's sums are one row of a tile");
 constexpr int kTogether = 2;                 // panels that a tile meets while it is in the cache
 constexpr int64_t kMostPacked = 4 << 20;     // floats of panels at a time
 constexpr int64_t kTurned = 512;             // columns of a panel that a task packs
@@ -20,14 +21,12 @@ void one(const Level &l, const Matrix &m, const void *x, int32_t half, const Epi
     const int32_t special = l.widen(x, half, m.cols, in);
     std::memset(in + m.cols, 0, size_t(padded + 64 - m.cols) * sizeof(float));
     each(threads, (m.rows + kRows - 1) / kRows, [&](int64_t block) {
-        float out[kRows * kWidest];  // finish() counts in rows of a tile: here each row is one of width 1
-        float sums[kRows];
+        float sums[kWidest];  // one row of a tile, to finish()
         const int rows = int(m.rows - block * kRows < kRows ? m.rows - block * kRows : kRows);
         l.single(m, block, in, special, sums);
-        for (int r = 0; r < rows; r++) out[r * kWidest] = sums[r];
-        l.finish(out, rows, 1, e.bias ? e.bias + block * kRows : nullptr, e.activation);
-        char *to = static_cast<char *>(y) + block * kRows * (e.half ? 2 : 4);
-        l.store(out, rows, 1, e.half, m.rows, to);
+        for (int r = 0; e.bias && r < rows; r++) sums[r] += e.bias[block * kRows + r];
+        l.finish(sums, 1, rows, nullptr, e.activation);
+        l.narrow(sums, rows, e.half, static_cast<char *>(y) + block * kRows * (e.half ? 2 : 4));
     });
 }
 
