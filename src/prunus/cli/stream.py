@@ -39,7 +39,12 @@ Memory = Annotated[
     typer.Option("--memory", min=0, help="With --calib: GB of activations that wait in memory; the rest in files."),
 ]
 Device = Annotated[
-    str, typer.Option("--device", help="With --calib: where the block under work is; the rest stays on the CPU.")
+    str,
+    typer.Option(
+        "--device",
+        help="With --calib: where the block under work is; the rest stays on the CPU. Several share it: cuda:0,cuda:1; "
+        "cuda is all GPUs.",
+    ),
 ]
 Resume = Annotated[bool, typer.Option("--resume", help="With --calib: go on with the run that was stopped.")]
 

@@ -6,9 +6,9 @@ the cost in passes are read off the evidence, never declared by hand.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Protocol, TypeVar, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +19,15 @@ from prunus.core.task import Task
 
 Reads = Literal["nothing", "inputs", "labels"]
 GroupTensors = Mapping[str, Tensor]
+T = TypeVar("T")
+
+
+@runtime_checkable
+class SideBySide(Protocol):
+    """Runs batches on several devices at once (`prunus.engine.crew`)."""
+
+    def each(self, act: Callable[[nn.Module, Any], T], batches: Iterable[Any]) -> Iterator[T]:
+        """`act(model, batch)` for every batch, in their order, each on a copy of the model; without gradients."""
 
 
 @dataclass(eq=False)
@@ -54,6 +63,7 @@ class Sources:
         choose: the masks that the recipe's allocation would make of scores at the density of the next event; scores are
             those of its criterion where none are given. None outside of a session.
         prices: gives what prices widths by this machine's tables, where the budget is in latency.
+        crew: runs batches on several devices at once; None where the model alone does.
     """
 
     model: nn.Module
@@ -82,6 +92,7 @@ class Sources:
     known: Mapping[str, GroupTensors] = field(default_factory=dict)
     choose: "Callable[[dict[str, Tensor] | None], dict[str, Tensor]] | None" = None
     prices: "Callable[[], Prices | None] | None" = None
+    crew: SideBySide | None = None
 
 
 class Evidence(ABC):

@@ -60,7 +60,7 @@ def sources_of(session: "Session", part: Part, gradients: Mapping[str, Tensor] |
     sources.progress, sources.step, sources.age = progress(session), session.step, session.step - begun(session)
     sources.left = max(0, upcoming(session, marks=False).step - session.step)
     sources.density = upcoming(session).density
-    sources.choose = lambda scores: wanted(session, scores)
+    sources.choose, sources.crew = (lambda scores: wanted(session, scores)), session.crew
     if session.gating is not None and any(getattr(e, "gates", False) for e in asked):
         sources.gates = session.gating.worth()
     if any(getattr(e, "blocks", False) for e in asked):

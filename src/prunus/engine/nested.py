@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -24,3 +24,25 @@ def tensors(output: Any) -> Iterator[Tensor]:
     elif isinstance(output, list | tuple):
         for value in output:
             yield from tensors(value)
+
+
+def moved(value: Any, device: str | torch.device) -> Any:
+    """A nested value with its tensors on a device; itself where they are there."""
+    return changed(value, lambda t: t.to(device))
+
+
+def changed(value: Any, make: Callable[[Tensor], Tensor]) -> Any:
+    """A nested value with other tensors; itself where none is another one."""
+    if isinstance(value, Tensor):
+        return make(value)
+    if isinstance(value, Mapping):
+        found = {k: changed(v, make) for k, v in value.items()}
+        if all(found[k] is v for k, v in value.items()):
+            return value
+        return type(value)(found)  # type: ignore[call-arg]
+    if isinstance(value, tuple | list):
+        items = [changed(v, make) for v in value]
+        if all(a is b for a, b in zip(items, value, strict=True)):
+            return value
+        return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
+    return value

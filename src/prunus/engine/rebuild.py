@@ -48,12 +48,20 @@ def rebuilt(session: "Session", masks: Masks) -> Masks:
     bare: list[str] = []
     at_once = session.is_block and part.fed == "whole"
     for wave, read in waves(session, lambda g: not full(masks[g.name]), at_once=at_once):
-        for group in wave:
-            done[group.name], readers, without = rebuilt_group(session, group, masks[group.name], read)
+
+        def one(group: Group, read: Read = read) -> tuple[Tensor, int, list[str]]:
+            found = rebuilt_group(session, group, masks[group.name], read)
+            apply_(session.parameters, parameter_masks([group], {group.name: found[0]}, session.parameters))
+            read.forget([m.param for m in read_by(group)] if group.elementwise else [])
+            return found
+
+        each = (
+            map(one, wave) if session.crew is None else session.crew.solve(one, ((g.members[0].param, g) for g in wave))
+        )
+        for group, (mask, readers, without) in zip(wave, each, strict=True):
+            done[group.name] = mask
             unseen += [] if readers else [group.name]
             bare += without
-            apply_(session.parameters, parameter_masks([group], done, session.parameters))
-            read.forget([m.param for m in read_by(group)] if group.elementwise else [])
     report(type(part).__name__, unseen, bare, sum(not full(m) for m in masks.values()))
     return done
 
@@ -140,21 +148,21 @@ def layers(session: "Session", group: Group, mask: Bool[Tensor, "*units"], read:
         out, width = sizes(use, p)
         each = out // use.groups
         for g, mean in enumerate(read.means(name)):
-            rows = slice(g * each, (g + 1) * each)
+            rows, place = slice(g * each, (g + 1) * each), mean.gram.device  # another one than the weight's, of a crew
             layer = Layer(
                 name=name,
-                w=copied(own_rows(use, p.detach(), rows).reshape(each, width)),
-                bias=None if bias is None else bias[rows].clone(),
-                keep=own_rows(use, keep, rows).reshape(each, width),
+                w=copied(own_rows(use, p.detach(), rows).reshape(each, width).to(place)),
+                bias=None if bias is None else bias[rows].to(place, copy=True),
+                keep=own_rows(use, keep, rows).reshape(each, width).to(place),
                 gram=mean.gram,  # type: ignore[arg-type]  # which reads as a tensor
                 mean=mean.sum,
                 count=mean.n,
-                unit=units_of(group, member, use, width).to(p.device),
-                made_by=made_by(session, group),
-                allowed=own_rows(use, allowed, rows).reshape(each, width),
-                block=None if pattern is None else pattern.to(p.device),
+                unit=units_of(group, member, use, width).to(place),
+                made_by=None if (by := made_by(session, group)) is None else by.to(place),
+                allowed=own_rows(use, allowed, rows).reshape(each, width).to(place),
+                block=None if pattern is None else pattern.to(place),
                 free=free(session, group, patterned=pattern is not None),
-                box=None if (box := boxes(session, group, use)) is None else box.to(p.device),
+                box=None if (box := boxes(session, group, use)) is None else box.to(place),
                 parts=group.parts,
                 stored=p.dtype,
             )

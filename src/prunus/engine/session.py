@@ -21,6 +21,7 @@ from prunus.engine.agreement import check_agreement, checksum, distributed
 from prunus.engine.apply_ import apply_, parameter_masks
 from prunus.engine.carry import run_due
 from prunus.engine.cost import price_of
+from prunus.engine.crew import Crew
 from prunus.engine.decide import asked_by, watched
 from prunus.engine.gating import Gating, gating_of
 from prunus.engine.hooks import Hooks, clip_, hookable
@@ -129,14 +130,13 @@ class Session:
         self.recovering: Recovering | None = None
         self.gating: Gating | None = None
         self.probes: list[Masks] = []
-        self.explored: Masks = {}
-        self.laid: Masks = {}
+        self.explored, self.laid = dict[str, Tensor](), dict[str, Tensor]()
         self.applied: dict[str, Tensor] = {}
         self.gradients: dict[str, Tensor] | None = None
         self.rewinder = Rewinder(self.model)
         self.scaler: Any = None
-        self._hooks: list[Hooks] = []
-        self._schedulers: tuple[Any, ...] = ()
+        self.crew: Crew | None = None
+        self._hooks, self._schedulers = list[Hooks](), tuple[Any, ...]()
         self._began, self._spent = time.perf_counter(), 0.0
 
     # Life cycle

@@ -11,12 +11,14 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from prunus.core.errors import DataError, SpecError, StructureError
+from prunus.core.evidence import SideBySide
 from prunus.core.task import Batch, Task
 from prunus.engine.nested import equal
 from prunus.engine.nested import tensors as tensors
@@ -162,6 +164,7 @@ def walk(
     put: Callable[[Any], Any] = _same,
     take: Callable[[Any], Any] = _same,
     run_block: Callable[[str, nn.Module, Call], Any] = _called,
+    crew: SideBySide | None = None,
 ) -> Iterator[Visit]:
     """Visit the blocks in the order in which the model runs them, all calibration batches at once.
 
@@ -169,7 +172,7 @@ def walk(
     run; with `through` it is on the first batch, to see that no block is called again there (`blocks_in` sees that too
     where it is given the task), or on all of them. Evaluation mode, no gradients, no key-value cache; everything is put
     back, also after an exception. `put` may lay what a block gave elsewhere, nested tensors as they are, and `take`
-    brings it back. `run_block` may do something else than call a block; it is given the batches in order.
+    brings it back. `run_block` may do something else than call a block; a `crew` runs it on several devices.
     Batches may be of several kinds (text, images, both): a block is visited with those that reach it, and of blocks at
     which some wait the one that comes first in `blocks`. Then all of them run to the end.
 
@@ -202,9 +205,13 @@ def walk(
             if last and not through:
                 return
             ending = last and through != "all"
-            for index, run in enumerate(here[:1] if ending else here):
+            going = here[:1] if ending else here
+            given = (calls[i] for i in range(len(going)))
+            act = partial(run_block, name)
+            outputs = (act(blocks[name], c) for c in given) if crew is None else crew.each(act, given)
+            for index, run in enumerate(going):
                 with torch.no_grad():
-                    output = put(run_block(name, blocks[name], calls[index]))
+                    output = put(next(outputs))
                 calls.drop(index)
                 run.go_on(output)
                 del output

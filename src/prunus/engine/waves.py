@@ -77,6 +77,7 @@ class Read:
     def add(self, uses: Uses, batch: int) -> None:
         """Take in what a calibration batch has shown. Errors: `DataError` where an input is NaN or infinite."""
         made: dict[tuple[int, Identity], list[Moments]] = {}
+        fresh: dict[str, list[Moments]] = {}
         keys = {n: (id(self.sums.get(n)), tuple(identity(use) for use in ones)) for n, ones in uses.items()}
         for name, ones in uses.items():
             if name not in self.uses:
@@ -89,14 +90,16 @@ class Read:
                     rows = use.rows()
                     total = [Moments.none(x) for x in rows] if total is None else total
                     total[:] = [m.and_these(x) for m, x in zip(total, rows, strict=True)]
-                    if not all(bool(m.sum.isfinite().all()) for m in total):
-                        raise DataError(
-                            f"the inputs of {name} hold NaN or infinite values in calibration batch {batch} (counted "
-                            f"from 0): look at that batch, and at the weights before {name}"
-                        )
                 assert total is not None
                 made[key] = total
+                fresh[name] = total
             self.sums[name] = made[key]
+        for name, total in fresh.items():  # not before all are under way: they may be on several devices
+            if not all(bool(m.sum.isfinite().all()) for m in total):
+                raise DataError(
+                    f"the inputs of {name} hold NaN or infinite values in calibration batch {batch} (counted from 0): "
+                    f"look at that batch, and at the weights before {name}"
+                )
 
     def forget(self, names: Collection[str]) -> None:
         """Let go of what nobody will ask for again."""
@@ -159,8 +162,10 @@ def whole(session: "Session", groups: list[Group]) -> Read:
     """What a pass over the calibration batches shows of all readers, none of which is pruned yet."""
     sources = sources_of(session, session.recipe.criterion)
     sources.settings = {}
-    read = Read()
-    for batch, uses in enumerate(captured(sources, {m.param for g in groups for m in read_by(g)}, stacks=True)):
+    names, read = {m.param for g in groups for m in read_by(g)}, Read()
+    for batch, uses in enumerate(captured(sources, names, stacks=True, stay=True)):
+        if session.crew is not None:
+            session.crew.deal_(uses, session.parameters)
         read.add(uses, batch)
         uses.clear()
     return read
@@ -172,7 +177,7 @@ def in_order(session: "Session") -> tuple[dict[str, list[Use]], list[Group]]:
     """
     names = {m.param for g in session.groups for m in read_by(g)}
     sources = sources_of(session, session.recipe.criterion)
-    sources.settings = {}
+    sources.settings, sources.crew = {}, None
     uses = next(captured(sources, names, stacks=True), {})
     place = {n: i for i, n in enumerate(uses)}
     key = lambda g: min((place.get(m.param, len(place)) for m in read_by(g)), default=0)  # noqa: E731
@@ -213,7 +218,7 @@ def shared(group: Group, uses: Uses) -> Identity | None:
 def observed(session: "Session", groups: list[Group]) -> tuple[Read, int]:
     """A pass over the calibration batches, and for how many of the groups it is as good as one of their own."""
     sources = sources_of(session, session.recipe.criterion)
-    sources.settings = {}
+    sources.settings, sources.crew = {}, None  # `Watch` sees this thread
     read, count, batch = Read(), len(groups), 0
     passes = captured(sources, {m.param for g in groups for m in read_by(g)}, stacks=True)
     while True:

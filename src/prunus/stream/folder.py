@@ -7,12 +7,11 @@ import shutil
 import time
 import warnings
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from dataclasses import replace
 from math import prod
 from pathlib import Path
 
-import torch
 from torch import nn
 
 from prunus.core.budget import Budget
@@ -24,11 +23,13 @@ from prunus.core.task import Batch
 from prunus.deploy.atomic import check_replaceable, new_folder
 from prunus.deploy.hf import NOTE
 from prunus.engine.agreement import distributed
+from prunus.engine.crew import Crew
 from prunus.engine.prepare import resolve_budget, resolve_recipe
 from prunus.engine.session import Session
 from prunus.engine.sweep import block_seed
 from prunus.engine.walk import Visit, blocks_in, check_repeatable, walk
 from prunus.stream.ahead import settled, within
+from prunus.stream.devices import devices_of
 from prunus.stream.memory import give_back, tight
 from prunus.stream.processes import by_first, own_part, rank
 from prunus.stream.result import WEIGHTS, OnBlock, Streamed, digest_of, fingerprint_of
@@ -53,7 +54,7 @@ def prune_folder(
     seed: int = 0,
     resume: bool = False,
     memory: int | None = None,
-    device: str = "cpu",
+    device: str | Sequence[str] = "cpu",
     on_block: OnBlock | None = None,
 ) -> Streamed:
     """Prune a transformers folder without ever holding more than a block of it, and what reaches that block.
@@ -83,7 +84,8 @@ def prune_folder(
             only run, and the result is the same to the bit.
         memory: bytes of activations that may wait in memory; beyond, they wait in files beside `out`. None: all.
         device: where the block under work is, with what it is fed at the time; what waits between blocks, and what lies
-            outside of them, stays on the CPU.
+            outside of them, stays on the CPU. Several (`"cuda:0,cuda:1"`, a list; `"cuda"` is all GPUs) share the
+            batches and the layers of a block, in one process; the result does not depend on how many there are.
         on_block: called after every block of every pass with (done, all, record).
 
     Returns: what was done; a `Shrunk` where units or layers are gone.
@@ -109,9 +111,9 @@ def prune_folder(
     if not batches:
         raise DataError("the calibration data yields no batch: pass at least one")
     check_replaceable(out, mark=NOTE)
-    _usable(device)
+    devices = devices_of(device)
     if smaller:
-        if device != "cpu" or distributed():
+        if devices != ("cpu",) or distributed():
             raise SpecError(f"{recipe.name} removes whole units, which one process does, on the CPU")
         return shrunk_folder(
             Path(folder),
@@ -137,8 +139,9 @@ def prune_folder(
     own = own_part(batches, fingerprint)
     state = by_first(lambda: begun(part, fingerprint, resume)) or State.read(part)
     resumed = len(state.done)
-    run = Run(checkpoint, skeleton, recipe, budget, own, part, state, Shelf(part, memory), seed, on_block, device)
-    with kept_if_begun(part, state) if rank() == 0 else nullcontext():
+    run = Run(checkpoint, skeleton, recipe, budget, own, part, state, Shelf(part, memory), seed, on_block, devices[0])
+    with kept_if_begun(part, state) if rank() == 0 else nullcontext(), ExitStack() as stack:
+        run.crew = stack.enter_context(Crew(devices)) if len(devices) > 1 else None
         order = _swept(run, blocks)
     if all(g in b.skipped for b in state.done.values() for g in b.units):
         raise NothingScored(f"{recipe.name} scores nothing in any block of {type(skeleton.model).__name__}")
@@ -170,14 +173,6 @@ def prune_folder(
             stacklevel=2,
         )
     return made
-
-
-def _usable(device: str) -> None:
-    """Errors: `SpecError` for what is no device of this machine."""
-    try:
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise SpecError(f"device={device!r} cannot be used here ({str(error).splitlines()[0]})") from None
 
 
 def _divided(recipe: Recipe, batches: Sequence[Batch]) -> Recipe:
@@ -212,10 +207,12 @@ def _swept(run: Run, blocks: Mapping[str, nn.Module]) -> list[str]:
     def load(visit: Visit) -> None:
         """The dense block, or the pruned one where an earlier run left it."""
         done = state.done.get(visit.name)
+        if run.crew is not None:
+            run.crew.take_up(visit.block)
         skeleton.load_(skeleton.keys(visit.name), None if done is None else Checkpoint.of(run.part / done.shard))
 
     with skeleton.on_demand(blocks):
-        reached = walk(skeleton.model, run.task, blocks, through=True, put=run.put, take=run.take)
+        reached = walk(skeleton.model, run.task, blocks, through=True, put=run.put, take=run.take, crew=run.crew)
         for visit in skeleton.loaded(reached, blocks, load):
             visit.block.to(run.device)
             order.append(visit.name)
@@ -248,6 +245,7 @@ def _masked(run: Run, recipe: Recipe, visit: Visit) -> tuple[Masks, dict[str, in
     task = replace(visit.task, forward=told, loss=no_loss) if asked(recipe) else visit.task
     session = Session(visit.block, recipe, task, run.budget, seed=block_seed(run.seed, visit.name))
     session.known, session.is_block = known(run, visit.name, recipe, session.groups), True
+    session.crew = run.crew
     try:
         session.start()
         skipped = dict(session.skipped)

@@ -6,7 +6,6 @@ import mmap
 import os
 import tempfile
 import weakref
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -15,6 +14,7 @@ from torch import Tensor
 
 from prunus.core.errors import PrunusError
 from prunus.deploy.tensors import bytes_of
+from prunus.engine.nested import changed
 
 _SMALL = 1 << 16
 
@@ -43,13 +43,13 @@ class Shelf:
 
     def put(self, value: Any) -> Any:
         """The same nested value, its tensors held or shelved."""
-        found = _each(value, self._put)
+        found = changed(value, self._put)
         self.most = max(self.most, self.held + self.shelved)
         return found
 
     def take(self, value: Any) -> Any:
         """The same nested value, shelved tensors read into memory of their own."""
-        return _each(value, self._take)
+        return changed(value, self._take)
 
     def _put(self, tensor: Tensor) -> Tensor:
         size = tensor.numel() * tensor.itemsize
@@ -92,25 +92,3 @@ class Shelf:
     def _forget(self, place: int, size: int) -> None:
         self.shelved -= size
         self._files.pop(place).close()
-
-
-def moved(value: Any, device: str) -> Any:
-    """A nested value with its tensors on a device; itself where they are there."""
-    return _each(value, lambda t: t.to(device))
-
-
-def _each(value: Any, make: Any) -> Any:
-    """A nested value with other tensors; itself where none is another one."""
-    if isinstance(value, Tensor):
-        return make(value)
-    if isinstance(value, Mapping):
-        found = {k: _each(v, make) for k, v in value.items()}
-        if all(found[k] is v for k, v in value.items()):
-            return value
-        return type(value)(found)  # type: ignore[call-arg]
-    if isinstance(value, tuple | list):
-        items = [_each(v, make) for v in value]
-        if all(a is b for a, b in zip(items, value, strict=True)):
-            return value
-        return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
-    return value

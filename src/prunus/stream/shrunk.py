@@ -26,6 +26,8 @@ from prunus.core.recipe import Recipe
 from prunus.core.task import Batch, Task
 from prunus.deploy.atomic import new_folder
 from prunus.deploy.hf import NOTE
+from prunus.engine.crew import Crew
+from prunus.engine.nested import moved
 from prunus.engine.walk import Call
 from prunus.graph.running import mapped, tensors_in
 from prunus.parts.evidence.activations import ActivationEvidence
@@ -42,7 +44,7 @@ from prunus.parts.evidence.hidden import HiddenStatesEvidence
 from prunus.parts.evidence.weights import AffineEvidence, MakerEvidence, ParameterEvidence, ScaleEvidence
 from prunus.stream.result import WEIGHTS, OnBlock, Streamed
 from prunus.stream.shards import INDEX, Checkpoint, write_shard
-from prunus.stream.shelf import Shelf, moved
+from prunus.stream.shelf import Shelf
 from prunus.stream.skeleton import Skeleton
 from prunus.stream.state import State
 from prunus.stream.towers import by_tower
@@ -119,6 +121,7 @@ class Run:
     seed: int
     on_block: OnBlock | None
     device: str = "cpu"
+    crew: Crew | None = None
     notes: list[str] = field(default_factory=list)
 
     @property

@@ -15,12 +15,14 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from prunus.core.errors import DataError
-from prunus.core.evidence import Sources
+from prunus.core.evidence import SideBySide, Sources
 from prunus.core.groups import Group, Member
+from prunus.graph.running import identity
+from prunus.parts.evidence.gradients import NO_BATCH
 from prunus.parts.evidence.mode import evidence_mode
 
 CONVOLUTIONS = {F.conv1d: 1, F.conv2d: 2, F.conv3d: 3}
@@ -224,19 +226,25 @@ def captured(
     outputs: bool = False,
     stacks: bool = False,
     batches: Iterable[Any] | None = None,
+    stay: bool = False,
 ) -> Iterator[dict[str, list[Use]]]:
     """The uses of parameters, one mapping per calibration batch: name -> its uses, in the order of the calls.
 
     With gradients, the loss is the task's and labels are read; without, only inputs. The model runs in evaluation mode
     unless the asking part has `train_mode=True`. Cost: a forward per batch, and a backward with gradients; the inputs
-    of all named weights are in memory at once.
+    of all named weights are in memory at once. Where several devices run batches (`Sources.crew`), what they have seen
+    is laid where the weights are, unless it may `stay` where it was seen.
     """
     named = {n: sources.parameters[n] for n in names}
     # A bias is only named, so that whoever rebuilds a layer knows where its bias lies.
     known = {**{n: p for n, p in sources.parameters.items() if p.ndim == 1}, **named}
     train = bool(sources.settings.get("train_mode", False))
+    given = sources.task.calibration() if batches is None else batches
+    if sources.crew is not None and not gradients and not train:
+        yield from _side_by_side(sources, sources.crew, known, named, given, stay, outputs=outputs, stacks=stacks)
+        return
     empty = True
-    for batch in sources.task.calibration() if batches is None else batches:
+    for batch in given:
         empty = False
         with evidence_mode(sources.model, named if gradients else {}, sources.generator, train=train):
             with (
@@ -249,13 +257,60 @@ def captured(
                     sources.task.outputs(sources.model, batch)
             if gradients and loss.requires_grad:
                 torch.autograd.grad(loss, list(named.values()), allow_unused=True)
-        uses: dict[str, list[Use]] = {}
-        for use in seen.uses:
-            if use.name in named:
-                uses.setdefault(use.name, []).append(use)
-        yield uses
+        yield _by_name(seen.uses, named)
     if empty:
-        raise DataError("the calibration data yields no batch: pass at least one in Task(calib=...)")
+        raise DataError(NO_BATCH)
+
+
+def _side_by_side(
+    sources: Sources,
+    crew: SideBySide,
+    known: Iterable[str],
+    named: Mapping[str, Tensor],
+    batches: Iterable[Any],
+    stay: bool,
+    **ways: bool,
+) -> Iterator[dict[str, list[Use]]]:
+    """What `captured` gives, of batches that several devices run."""
+
+    def see(model: nn.Module, batch: Any) -> list[Use]:
+        own = dict(model.named_parameters())
+        with Capture({n: own[n] for n in known}, **ways) as seen:
+            sources.task.outputs(model, batch)
+        uses: list[Use] = seen.uses
+        return uses
+
+    empty = True
+    for found in crew.each(see, batches):
+        empty = False
+        # As many seeds are drawn as if the batches ran one by one: what is random later does not depend on it.
+        torch.randint(2**31, (1,), generator=sources.generator)
+        if not stay:
+            lay_(found, lambda use: named[use.name].device if use.name in named else use.x.device)
+        yield _by_name(found, named)
+        del found
+    if empty:
+        raise DataError(NO_BATCH)
+
+
+def _by_name(uses: Iterable[Use], named: Mapping[str, Tensor]) -> dict[str, list[Use]]:
+    found: dict[str, list[Use]] = {}
+    for use in uses:
+        if use.name in named:
+            found.setdefault(use.name, []).append(use)
+    return found
+
+
+def lay_(uses: Iterable[Use], to: Callable[[Use], torch.device]) -> None:
+    """Lay what uses hold on other devices; what is one tensor stays one."""
+    made: dict[Any, Tensor] = {}
+    for use in uses:
+        place = to(use)
+        key = (place, identity(use.x))
+        if key not in made:
+            made[key] = use.x.to(place)
+        use.x = made[key]
+        use.y = None if use.y is None else use.y.to(place)
 
 
 def consumers(group: Group, uses: Mapping[str, Sequence[Use]]) -> list[tuple[Member, Use]]:

@@ -269,14 +269,15 @@ def _gathered(sources: Sources, of: Callable[[Tensor], Tensor]) -> dict[str, See
     counts: dict[str, list[int]] = {}
     first: dict[str, Use] = {}
     batches = 0
-    for uses in captured(sources, dict.fromkeys(m.param for m in members), stacks=True):
+    for uses in captured(sources, dict.fromkeys(m.param for m in members), stacks=True, stay=True):
         batches += 1
         for use in (u for ones in uses.values() for u in ones):
             rows, total = use.rows(), sums.setdefault(use.name, {})
             # A stack whose matrices are taken out one by one has a use of each, with no rows for the others.
             for i, x in enumerate(rows):
                 if len(x) or not use.shares:
-                    total[i] = of(x) if i not in total else total[i] + of(x)
+                    own = of(x).to(sources.parameters[use.name].device)
+                    total[i] = own if i not in total else total[i] + own
             counts[use.name] = [a + len(x) for a, x in zip(counts.get(use.name, [0] * len(rows)), rows, strict=True)]
             first.setdefault(use.name, replace(use, x=use.x.new_empty(0)))
     names = list(dict.fromkeys(m.param for m in members))  # in an order that all processes have
