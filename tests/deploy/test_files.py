@@ -8,6 +8,7 @@ import random
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import safetensors.torch
@@ -157,6 +158,37 @@ def test_every_mismatch_of_a_wrong_factory_is_named(tmp_path: Path) -> None:
         assert name in str(caught.value)
     with pytest.raises(SpecError, match="returned int"):
         prunus.load(folder, lambda: 3)
+
+
+class Parts(nn.Module):
+    """Sizes that are kept in a sequence and in an object of settings."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sizes, self.config = [6, 2], SimpleNamespace(width=5, flag=True)
+        self.a, self.b, self.c, self.d = nn.Linear(4, 8), nn.Linear(6, 5), nn.Linear(2, 5), nn.Linear(5, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        left, right = self.a(x).relu().split(self.sizes, -1)
+        out: torch.Tensor = self.d((self.b(left) + self.c(right)).view(-1, self.config.width))
+        return out
+
+
+def test_sizes_in_sequences_and_settings_are_read_back(tmp_path: Path) -> None:
+    x = torch.randn(2, 4)
+    result = prunus.prune(Parts(), prunus.Task(example=x), "l1_filter", sparsity=0.5)
+    small, folder = result.compact(), prunus.save(result, tmp_path / "x")
+    again = prunus.load(folder, Parts)
+    assert (again.sizes, again.config.width) == (small.sizes, small.config.width) == ([3, 1], 3)
+    assert torch.equal(again(x), small.eval()(x))
+
+    class Flags(Parts):
+        def __init__(self) -> None:
+            super().__init__()
+            self.config.width = self.config.flag
+
+    with pytest.raises(PrunusError, match="is no size in the model"):
+        prunus.load(folder, Flags)
 
 
 def test_a_structure_that_does_not_fit_the_factory_is_refused_whole(saved: Path) -> None:

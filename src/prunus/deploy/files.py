@@ -31,6 +31,7 @@ from prunus.deploy.weights import Laid, Weights, lay, mask_entries, nonzero_of
 from prunus.engine.apply_ import unpack
 from prunus.engine.result import Result
 from prunus.graph import replay_
+from prunus.graph.repair import read as attribute
 
 Name = Literal["model.safetensors", "masks.safetensors"]
 WEIGHTS: Final = "model.safetensors"
@@ -142,11 +143,8 @@ def load(path: str | Path, model_factory: Callable[[], nn.Module]) -> nn.Module:
     if not isinstance(model, nn.Module):
         raise SpecError(f"model_factory must return a torch module, it returned {type(model).__name__}")
     _prepare_(model, manifest, stored)
-    modules = dict(model.named_modules())
     for target in manifest.sizes_changed():
-        module, _, name = target.rpartition(".")
-        found = modules.get(module)
-        if type(vars(found).get(name) if found is not None else 0) not in (int, tuple):
+        if type(attribute(model, target)) not in (int, tuple):
             # Numbers compare equal to flags: this keeps an edited manifest from switching one.
             raise SpecError(f"{folder / MARK} changes {target}, which is no size in the model that model_factory made")
     replay_(model, manifest.structure())
