@@ -73,4 +73,5 @@ def within(session: "Session", visit: Visit, groups: tuple[Group, ...], seed: in
     part.masks = {g.name: session.masks[g.name] for g in groups}
     part.generator, part.skipped = seeded(seed), {}
     part.is_block = visit.name != ""
+    part.crew = session.crew if visit.block is session.model else None  # it has copies of that alone
     return part

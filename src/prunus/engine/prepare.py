@@ -7,7 +7,7 @@ import torch
 from torch import fx, nn
 
 from prunus.core.budget import Budget
-from prunus.core.errors import Problems, SpecError, StructureError, WeightsError
+from prunus.core.errors import Problems, SpecError, StructureError, WeightsError, listed
 from prunus.core.groups import Group
 from prunus.core.procedure import Procedure
 from prunus.core.recipe import Recipe
@@ -109,11 +109,16 @@ def find_groups(model: nn.Module, recipe: Recipe, task: Task) -> tuple[Group, ..
             f"wrap the loss and the batches in one"
         )
     example = task.example_inputs()
-    groups = recipe.granularity(model, None if example is None else (example[1] or example[0]))
+    inputs = None if example is None else (example[1] or example[0])
+    groups = recipe.granularity(model, inputs)
     if not groups:
+        by: dict[str, list[str]] = {}
+        for name, reason in recipe.granularity.reasons(model, inputs).items():
+            by.setdefault(reason, []).append(name)
+        why = [f"{reason} ({listed(names, 3)})" for reason, names in sorted(by.items(), key=lambda i: -len(i[1]))]
         raise StructureError(
             f"{type(recipe.granularity).__name__} finds nothing to prune in {type(model).__name__}: "
-            f"run prunus.groups(model, example) to see why each layer was left out{_elsewhere(model, recipe)}"
+            f"{'; '.join(why[:5]) or 'it has no such weights'}{_elsewhere(model, recipe)}"
         )
     return groups
 
@@ -133,7 +138,13 @@ def check_weights(model: nn.Module, groups: tuple[Group, ...]) -> None:
     problems = Problems("these weights cannot be ranked")
     names = dict.fromkeys(m.param for g in groups for m in g.members if not m.buffer)
     parameters = dict(model.named_parameters())
-    for name in names:
+    if hollow := [n for n in names if parameters[n].is_meta]:
+        problems.add(
+            f"{listed(hollow)} have no values here, they are on the meta device. Where accelerate keeps weights on the "
+            f"CPU or disk until they are used, prune the folder, a block in memory at a time "
+            f"(prunus.stream.prune_folder), or load all of them onto devices"
+        )
+    for name in (n for n in names if n not in set(hollow)):
         p = whole(parameters[name]).detach()
         # One reduction per tensor, in its own type (the fastest): a non-finite entry makes the sum non-finite, and only
         # then is it counted; a sum that merely overflows finds none.

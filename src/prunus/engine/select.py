@@ -16,6 +16,7 @@ from prunus.core.groups import Group
 from prunus.core.part import Allocation, Masks
 from prunus.engine.cost import Cost, check_physical
 from prunus.engine.latency import Latency
+from prunus.engine.nested import moved
 
 
 def select(
@@ -40,6 +41,8 @@ def select(
     Errors: `BudgetError` where even the fewest units are too many, or where units are single weights and the currency
     bytes or latency. Warns of groups that are too small for the multiple they are asked for.
     """
+    if len({s.device for s in scores.values()}) > 1:
+        return _gathered(scores, allocation, budget, groups, cost, given)
     space = {g.name: g for g in groups}
     warn_too_small(groups)
     allocate = partial(allocation, **(given or {}))
@@ -86,6 +89,21 @@ def select(
         if cost.fraction(groups, grown) <= budget.keep + 1e-12:
             best = grown
     return best
+
+
+def _gathered(
+    scores: Mapping[str, Tensor],
+    allocation: Allocation,
+    budget: Budget,
+    groups: tuple[Group, ...],
+    cost: Cost | Latency | None,
+    given: Mapping[str, Any] | None,
+) -> Masks:
+    """What `select` finds for a model that lies on several devices: on one of them, and then each mask on its own."""
+    place = next(iter(scores.values())).device
+    here, told = {n: s.to(place) for n, s in scores.items()}, moved(dict(given or {}), place)
+    found = select(here, allocation, budget, groups, cost, told)
+    return {n: m.to(scores[n].device) for n, m in found.items()}
 
 
 def warn_too_small(groups: tuple[Group, ...]) -> None:

@@ -99,7 +99,8 @@ class SampleCountEvidence(FisherDiagonalEvidence):
         _, count = self.diagonal(sources)
         device = next(iter(sources.parameters.values())).device
         every = averaged_over_ranks({"": torch.tensor(float(count), device=device)})[""] * ranks()
-        yield {g.name: every.expand(*g.shape, 1) for g in sources.groups}
+        places = {g.name: sources.parameters[g.members[0].param].device for g in sources.groups}
+        yield {g.name: every.to(places[g.name]).expand(*g.shape, 1) for g in sources.groups}
 
 
 class UnitTaylorEvidence(FisherEvidence):

@@ -116,7 +116,8 @@ def hessian_product(
     if not loss.requires_grad:
         return {}
     first = torch.autograd.grad(loss, list(over.values()), create_graph=True, allow_unused=True)
-    terms = [(d * v[name]).sum() for name, d in zip(over, first, strict=True) if d is not None and d.requires_grad]
+    found = [(d * v[name]).sum() for name, d in zip(over, first, strict=True) if d is not None and d.requires_grad]
+    terms = [t.to(found[0].device) for t in found]
     if not terms:
         return {}
     second = torch.autograd.grad(torch.stack(terms).sum(), list(names.values()), allow_unused=True)
