@@ -23,7 +23,7 @@ Form = str
 - `"bitrows"`: the same by whole rows; for batch 1.
 - `"2:4"`, `"4:8"`, any `"n:m"`: at most n weights other than zero in m; held as a bitmask, which costs 2:4 and 4:8 no
   more than indices would.
-- `"4x1"`, `"8x1"`, `"16x1"`: so many consecutive output channels share their columns; 96, 192 or 512 columns at a time.
+- `"4x1"`, `"8x1"`, `"16x1"`: so many consecutive output channels share their columns; 256, 512 or 1024 columns at a time.
 """
 
 Activation = Literal["none", "relu", "gelu"]
@@ -43,10 +43,10 @@ LAYOUTS: dict[str, tuple[int, int, bool]] = {
 }
 DTYPES = (torch.float32, torch.bfloat16)
 _WORDS = {torch.float32: torch.int32, torch.bfloat16: torch.int16}
-TILES = {0: (96, 192), 1: (128,), 2: (96, 192, 512)}
-"""Columns of a tile, by layout. 64 tokens of the smallest stay in a first cache of 32 KB. Sparser weights have wider
+TILES = {0: (96, 192), 1: (128,), 2: (256, 512, 1024)}
+"""Columns of a tile, by layout. A panel of the smallest stays in a first cache of 32 KB. Sparser weights have wider
 tiles: a row of a tile is to have enough values for what its beginning and end take."""
-_ENOUGH = {0: 12, 1: 0, 2: 19}  # values, or blocks of them, of a row of a tile
+_ENOUGH = {0: 12, 1: 0, 2: 48}  # values, or blocks of them, of a row of a tile
 _BYTE = 256  # tiles from here on have indices and counts of two bytes
 
 

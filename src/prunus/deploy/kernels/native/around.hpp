@@ -56,6 +56,59 @@ int32_t turn(const void *x, int32_t half, int64_t stride, int32_t tokens, int64_
     return turned(static_cast<const float *>(x), stride, tokens, from, to, width, panel);
 }
 
+INLINE Vec vector_of(const float *p) { return load(p); }
+INLINE Vec vector_of(const uint16_t *p) {
+    Vec v;
+    for (int i = 0; i < VL; i++) v[i] = widened(p[i]);
+    return v;
+}
+
+typedef uint32_t Bits __attribute__((vector_size(4 * PRUNUS_LANES), aligned(4), may_alias));
+
+// to[i] = from[i]; the sign bit of `odd` is set where one is NaN or infinite.
+template <class T>
+INLINE void copied_row(const T *from, int64_t count, float *to, Bits &odd) {
+    int64_t i = 0;
+    for (; i + VL <= count; i += VL) {
+        const Vec v = vector_of(from + i);
+        odd |= ((Bits)v & 0x7fffffffu) + 0x00800000u;
+        save(to + i, v);
+    }
+    if (i < count && count >= VL) {  // the last of them, some for a second time
+        const Vec v = vector_of(from + count - VL);
+        odd |= ((Bits)v & 0x7fffffffu) + 0x00800000u;
+        save(to + count - VL, v);
+        return;
+    }
+    for (; i < count; i++) {
+        to[i] = widened(from[i]);
+        odd[0] |= (as_bits(to[i]) & 0x7fffffffu) + 0x00800000u;
+    }
+}
+
+template <class T>
+int32_t padded(const T *x, int64_t height, int64_t width, int64_t pad, float *to) {
+    Bits odd = {};
+    if (pad == 0) {
+        copied_row(x, height * width, to, odd);
+    } else {
+        for (int64_t y = 0; y < height; y++, x += width) {
+            for (int64_t i = 0; i < pad; i++) *to++ = 0;
+            copied_row(x, width, to, odd);
+            to += width;
+            for (int64_t i = 0; i < pad; i++) *to++ = 0;
+        }
+    }
+    uint32_t any = 0;
+    for (int i = 0; i < VL; i++) any |= odd[i];
+    return any >> 31;
+}
+
+int32_t pad(const void *x, int32_t half, int64_t height, int64_t width, int64_t pad, float *to) {
+    if (half) return padded(static_cast<const uint16_t *>(x), height, width, pad, to);
+    return padded(static_cast<const float *>(x), height, width, pad, to);
+}
+
 int32_t widen(const void *from, int32_t half, int64_t count, float *to) {
     const uint16_t *h = static_cast<const uint16_t *>(from);
     const float *f = static_cast<const float *>(from);
@@ -84,6 +137,29 @@ void narrow(const float *from, int64_t count, int32_t half, void *to) {
     for (int64_t i = 0; i < count; i++) h[i] = rounded(from[i]);
 }
 
+INLINE void copied(const float *from, int32_t count, float *to) {
+    int32_t i = 0;
+    for (; i + VL <= count; i += VL) save(to + i, load(from + i));
+    if (i == count) return;
+    if (count >= VL) return save(to + count - VL, load(from + count - VL));
+    for (; i < count; i++) to[i] = from[i];
+}
+INLINE void copied(const float *from, int32_t count, uint16_t *to) {
+    for (int32_t i = 0; i < count; i++) to[i] = rounded(from[i]);
+}
+
+template <class T>
+void placed_rows(const float *tile, int32_t wide, int32_t rows, const Run *runs, int32_t count, int64_t stride, T *y) {
+    for (int32_t r = 0; r < rows; r++, tile += wide, y += stride)
+        for (int32_t i = 0; i < count; i++) copied(tile + runs[i].token, runs[i].count, y + runs[i].output);
+}
+
+void place(const float *tile, int32_t wide, int32_t rows, const Run *runs, int32_t count, int32_t half, int64_t stride,
+           void *y) {
+    if (half) placed_rows(tile, wide, rows, runs, count, stride, static_cast<uint16_t *>(y));
+    else placed_rows(tile, wide, rows, runs, count, stride, static_cast<float *>(y));
+}
+
 // x/2 (1 + erf(x / sqrt 2)). erf(z) / z as a rational function of z*z, fitted over |z| < 3.92 to 2e-8; beyond it, one.
 INLINE float gelu(float x) {
     const float z = x * 0.70710678118654752f;
@@ -98,9 +174,10 @@ INLINE float gelu(float x) {
     return 0.5f * x * (1.0f + e);
 }
 
-void finish(float *tile, int32_t rows, int32_t width, const float *bias, int32_t activation) {
+void finish(float *tile, int32_t wide, int32_t rows, int32_t width, const float *bias, int32_t activation) {
+    if (!bias && activation == kNone) return;
     for (int32_t r = 0; r < rows; r++) {
-        float *row = tile + r * kWidest;
+        float *row = tile + r * wide;
         if (bias)
             for (int32_t i = 0; i < width; i++) row[i] += bias[r];
         if (activation == kRelu)
@@ -110,13 +187,13 @@ void finish(float *tile, int32_t rows, int32_t width, const float *bias, int32_t
     }
 }
 
-void store(const float *tile, int32_t rows, int32_t tokens, int32_t half, int64_t stride, void *y) {
+void store(const float *tile, int32_t wide, int32_t rows, int32_t tokens, int32_t half, int64_t stride, void *y) {
     int32_t first = 0;
 #if defined(__AVX2__)
     for (; !half && first + 8 <= rows; first += 8)
         for (int32_t t = 0; t < tokens; t += 8) {
             __m256 r[8];
-            for (int i = 0; i < 8; i++) r[i] = _mm256_loadu_ps(tile + (first + i) * kWidest + t);
+            for (int i = 0; i < 8; i++) r[i] = _mm256_loadu_ps(tile + (first + i) * wide + t);
             transpose(r);
             for (int i = 0; i < 8 && t + i < tokens; i++)
                 _mm256_storeu_ps(static_cast<float *>(y) + (t + i) * stride + first, r[i]);
@@ -126,7 +203,7 @@ void store(const float *tile, int32_t rows, int32_t tokens, int32_t half, int64_
         const int32_t end = first + 8 < rows ? first + 8 : rows;
         for (int32_t t = 0; t < tokens; t++)
             for (int32_t r = first; r < end; r++) {
-                const float f = tile[r * kWidest + t];
+                const float f = tile[r * wide + t];
                 if (half) static_cast<uint16_t *>(y)[t * stride + r] = rounded(f);
                 else static_cast<float *>(y)[t * stride + r] = f;
             }

@@ -1,8 +1,10 @@
 // What a call needs besides the product: memory that is kept from call to call, and tasks for the threads.
 #pragma once
+#include <algorithm>
 #include <atomic>
 #include <cstdlib>
 #include <new>
+#include <vector>
 
 #include "matrix.hpp"
 #include "pool.hpp"
@@ -74,6 +76,19 @@ struct Convolution {
 };
 
 const Level &level();
+
+inline int32_t widest_of(const Level &l, const Matrix &m) { return m.layout == kBlocks ? l.block_widest : l.widest; }
+
+// Tokens of the next panel of those that are left. With three vectors as the most, four are two and two: a single one
+// would wait for its own sums.
+inline int32_t width_of(const Level &l, int32_t widest, int64_t left) {
+    const int64_t most = widest / l.lanes, vectors = (left + l.lanes - 1) / l.lanes;
+    if (most == 3) return l.lanes * int32_t(vectors == 4 ? 2 : std::min<int64_t>(vectors, 3));
+    int32_t size = widest;
+    while (size > l.lanes && size / 2 >= left) size /= 2;
+    return size;
+}
+
 void linear(const Matrix &, const void *x, int32_t half, int64_t tokens, const Epilogue &, void *y, int threads);
 void convolve(const Matrix &, const void *x, int32_t half, const Convolution &, const Epilogue &, void *y, int threads);
 

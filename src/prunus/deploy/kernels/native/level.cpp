@@ -22,6 +22,9 @@ constexpr int VL = PRUNUS_LANES;
 typedef float Vec __attribute__((vector_size(4 * PRUNUS_LANES), aligned(4), may_alias));
 constexpr int kVectors = VL >= 8 ? kWidest / VL : 8;  // of the widest panel: as many accumulators
 constexpr int kPanel = kVectors * VL;
+// Of weights in blocks: four rows of sums, their inputs and a weight are 16 registers.
+constexpr int kBlockPanel = 3 * VL;
+constexpr int wide_of(const Matrix &m) { return m.layout == kBlocks ? kBlockPanel : kPanel; }
 
 INLINE Vec load(const float *p) { return *reinterpret_cast<const Vec *>(p); }
 INLINE void save(float *p, Vec v) { *reinterpret_cast<Vec *>(p) = v; }
@@ -51,7 +54,9 @@ struct Looked {
 template <int NV>
 struct Sum {
     Vec v[NV];
-    INLINE void from(const float *p) { for (int i = 0; i < NV; i++) v[i] = load(p + i * VL); }
+    INLINE void from(const float *p, bool fresh) {
+        for (int i = 0; i < NV; i++) v[i] = fresh ? Vec{} : load(p + i * VL);
+    }
     INLINE void zero() { for (int i = 0; i < NV; i++) v[i] = Vec{}; }
     INLINE void to(float *p) const { for (int i = 0; i < NV; i++) save(p + i * VL, v[i]); }
     INLINE void add(const Sum &o) { for (int i = 0; i < NV; i++) v[i] += o.v[i]; }
@@ -60,10 +65,10 @@ struct Sum {
 
 // One row of a tile times one panel. Narrow panels keep several sums, or each addition would wait for the last.
 template <int NV, class V, class I, class At>
-INLINE void list_row(const V *v, const I *index, int n, At at, float *out) {
+INLINE void list_row(const V *v, const I *index, int n, At at, float *out, bool fresh) {
     constexpr int S = NV >= 8 ? 1 : NV >= 4 ? 2 : 4;
     Sum<NV> sum[S];
-    sum[0].from(out);
+    sum[0].from(out, fresh);
     for (int s = 1; s < S; s++) sum[s].zero();
     int j = 0;
     for (; j + S <= n; j += S)
@@ -74,45 +79,46 @@ INLINE void list_row(const V *v, const I *index, int n, At at, float *out) {
 }
 
 template <int NV, class V, class I, class At>
-void lists(const Matrix &m, int64_t block, int64_t t, int rows, At at, float *out) {
+void lists(const Matrix &m, int64_t block, int64_t t, int rows, At at, float *out, bool fresh) {
     const int64_t slot = block * ((m.cols + m.tile - 1) / m.tile) + t;
     const V *v = static_cast<const V *>(m.values) + m.starts[slot];
     const I *index = reinterpret_cast<const I *>(m.index) + m.starts[slot];
     const I *counts = reinterpret_cast<const I *>(m.counts) + slot * kRows;
     for (int r = 0; r < rows; r++) {
         const int n = counts[r];
-        list_row<NV>(v, index, n, at, out + r * kWidest);
+        list_row<NV>(v, index, n, at, out + r * kPanel, fresh);
         v += n;
         index += n;
     }
 }
 
 template <int NV, class V, class At>
-void bits(const Matrix &m, int64_t block, int64_t t, int rows, At at, float *out) {
+void bits(const Matrix &m, int64_t block, int64_t t, int rows, At at, float *out, bool fresh) {
     const int64_t slot = block * ((m.cols + m.tile - 1) / m.tile) + t;
     const V *v = static_cast<const V *>(m.values) + m.starts[slot];
     const int words = m.tile / 64;
     const uint8_t *mask = m.index + slot * kRows * (m.tile / 8);
     for (int r = 0; r < rows; r++) {
         Sum<NV> sum;
-        sum.from(out + r * kWidest);
+        sum.from(out + r * kPanel, fresh);
         for (int w = 0; w < words; w++, mask += 8) {
             uint64_t left;
             memcpy(&left, mask, 8);
             const int64_t base = w * 64;
             for (; left; left &= left - 1) sum.take(widened(*v++), at(base + __builtin_ctzll(left)));
         }
-        sum.to(out + r * kWidest);
+        sum.to(out + r * kPanel);
     }
 }
 
-// Four rows that share their columns times NV vectors of a panel.
+// Four rows that share their columns times a panel of NV vectors, of which a register each holds the sums.
 template <int NV, class V, class I, class At>
-INLINE void four_rows(const V *v, int step, const I *index, int n, At at, int shift, float *out) {
+INLINE void four_rows(const V *v, int step, const I *index, int n, At at, float *out, bool fresh) {
+    constexpr int W = kBlockPanel;
     Sum<NV> a, b, c, d;
-    a.from(out), b.from(out + kWidest), c.from(out + 2 * kWidest), d.from(out + 3 * kWidest);
+    a.from(out, fresh), b.from(out + W, fresh), c.from(out + 2 * W, fresh), d.from(out + 3 * W, fresh);
     for (int j = 0; j < n; j++, v += step) {
-        const float *x = at(index[j]) + shift;
+        const float *x = at(index[j]);
         Vec in[NV];
         for (int i = 0; i < NV; i++) in[i] = load(x + i * VL);
         const float p = widened(v[0]), q = widened(v[1]), r = widened(v[2]), s = widened(v[3]);
@@ -121,11 +127,11 @@ INLINE void four_rows(const V *v, int step, const I *index, int n, At at, int sh
         for (int i = 0; i < NV; i++) c.v[i] += r * in[i];
         for (int i = 0; i < NV; i++) d.v[i] += s * in[i];
     }
-    a.to(out), b.to(out + kWidest), c.to(out + 2 * kWidest), d.to(out + 3 * kWidest);
+    a.to(out), b.to(out + W), c.to(out + 2 * W), d.to(out + 3 * W);
 }
 
 template <int NV, class V, class I, class At>
-void blocks(const Matrix &m, int64_t block, int64_t t, int rows, At at, float *out) {
+void blocks(const Matrix &m, int64_t block, int64_t t, int rows, At at, float *out, bool fresh) {
     const int64_t slot = block * ((m.cols + m.tile - 1) / m.tile) + t;
     const int R = m.block;
     const V *v = static_cast<const V *>(m.values) + m.starts[slot] * R;
@@ -133,21 +139,7 @@ void blocks(const Matrix &m, int64_t block, int64_t t, int rows, At at, float *o
     const I *counts = reinterpret_cast<const I *>(m.counts) + slot * (kRows / R);
     for (int g = 0; g * R < rows; g++) {
         const int n = counts[g];
-        for (int r = 0; r < R; r += 4) {
-            float *to = out + (g * R + r) * kWidest;
-            if constexpr (VL == 16) {  // 32 registers
-                four_rows<NV>(v + r, R, index, n, at, 0, to);
-            } else if constexpr (NV == 8) {
-                four_rows<3>(v + r, R, index, n, at, 0, to);
-                four_rows<3>(v + r, R, index, n, at, 3 * VL, to + 3 * VL);
-                four_rows<2>(v + r, R, index, n, at, 6 * VL, to + 6 * VL);
-            } else if constexpr (NV == 4) {
-                four_rows<2>(v + r, R, index, n, at, 0, to);
-                four_rows<2>(v + r, R, index, n, at, 2 * VL, to + 2 * VL);
-            } else {
-                four_rows<NV>(v + r, R, index, n, at, 0, to);
-            }
-        }
+        for (int r = 0; r < R; r += 4) four_rows<NV>(v + r, R, index, n, at, out + (g * R + r) * kBlockPanel, fresh);
         v += int64_t(n) * R;
         index += n;
     }
@@ -184,21 +176,23 @@ void absent(const Matrix &m, int64_t block, int rows, F visit) {
 }
 
 template <int NV, class V, class At>
-void tile_times(const Matrix &m, int64_t block, int64_t t, int rows, At at, float *out) {
-    if (m.layout == kBits) return bits<NV, V>(m, block, t, rows, at, out);
-    if (m.layout == kBlocks) {
-        if (m.wide) return blocks<NV, V, uint16_t>(m, block, t, rows, at, out);
-        return blocks<NV, V, uint8_t>(m, block, t, rows, at, out);
+void tile_times(const Matrix &m, int64_t block, int64_t t, int rows, At at, float *out, bool fresh) {
+    if constexpr (NV * VL <= kBlockPanel) {
+        if (m.layout == kBlocks && m.wide) return blocks<NV, V, uint16_t>(m, block, t, rows, at, out, fresh);
+        if (m.layout == kBlocks) return blocks<NV, V, uint8_t>(m, block, t, rows, at, out, fresh);
     }
-    if (m.wide) return lists<NV, V, uint16_t>(m, block, t, rows, at, out);
-    lists<NV, V, uint8_t>(m, block, t, rows, at, out);
+    if constexpr (NV != 3) {
+        if (m.layout == kBits) return bits<NV, V>(m, block, t, rows, at, out, fresh);
+        if (m.wide) return lists<NV, V, uint16_t>(m, block, t, rows, at, out, fresh);
+        lists<NV, V, uint8_t>(m, block, t, rows, at, out, fresh);
+    }
 }
 
 template <int NV, class V>
 void placed(const Matrix &m, int64_t block, int64_t t, int rows, const Panel &p, float *out) {
     const int64_t first = t * m.tile;
-    if (p.table) return tile_times<NV, V>(m, block, t, rows, Looked{p.data, p.table + first}, out);
-    tile_times<NV, V>(m, block, t, rows, Straight{p.data + first * (NV * VL), NV * VL}, out);
+    if (p.table) return tile_times<NV, V>(m, block, t, rows, Looked{p.data, p.table + first}, out, t == 0);
+    tile_times<NV, V>(m, block, t, rows, Straight{p.data + first * (NV * VL), NV * VL}, out, t == 0);
 }
 
 template <class V>
@@ -206,14 +200,16 @@ void sized(const Matrix &m, int64_t block, int64_t t, int rows, const Panel &p, 
     switch (p.width / VL) {
         case 1: return placed<1, V>(m, block, t, rows, p, out);
         case 2: return placed<2, V>(m, block, t, rows, p, out);
+        case 3: return placed<3, V>(m, block, t, rows, p, out);
         case 4: return placed<4, V>(m, block, t, rows, p, out);
         case 8: if constexpr (kVectors >= 8) return placed<8, V>(m, block, t, rows, p, out);
     }
 }
 
 void multiply(const Matrix &m, int64_t block, int64_t end, const Panel *panels, int32_t count, float *out) {
-    const int64_t tiles = (m.cols + m.tile - 1) / m.tile, size = kRows * kWidest, blocks = end - block;
-    memset(out, 0, sizeof(float) * size_t(size * blocks * count));
+    const int64_t wide = wide_of(m), size = kRows * wide;
+    const int64_t tiles = (m.cols + m.tile - 1) / m.tile, blocks = end - block;
+    if (!tiles) memset(out, 0, sizeof(float) * size_t(size * blocks * count));
     for (int64_t t = 0; t < tiles; t++)
         for (int32_t i = 0; i < count; i++)
             for (int64_t b = block; b < end; b++) {
@@ -229,7 +225,7 @@ void multiply(const Matrix &m, int64_t block, int64_t end, const Panel *panels, 
             const int rows = int(m.rows - b * kRows < kRows ? m.rows - b * kRows : kRows);
             absent(m, b, rows, [&](int r, int64_t k) {
                 const float *x = p.data + (p.table ? p.table[k] : k * p.width);
-                for (int j = 0; j < p.width; j++) to[r * kWidest + j] += 0.0f * x[j];
+                for (int j = 0; j < p.width; j++) to[r * wide + j] += 0.0f * x[j];
             });
         }
 }
@@ -249,7 +245,8 @@ void single(const Matrix &m, int64_t block, const float *x, int32_t special, flo
 
 #include "around.hpp"
 
-const Level kLevel = {PRUNUS_TEXT(PRUNUS_LEVEL), VL, kPanel, multiply, single, turn, widen, finish, store, narrow};
+const Level kLevel = {PRUNUS_TEXT(PRUNUS_LEVEL), VL, kPanel, kBlockPanel, multiply, single, turn, widen, pad, finish,
+                      store, narrow, place};
 
 }  // namespace
 }  // namespace PRUNUS_LEVEL

@@ -25,7 +25,7 @@ void one(const Level &l, const Matrix &m, const void *x, int32_t half, const Epi
         const int rows = int(m.rows - block * kRows < kRows ? m.rows - block * kRows : kRows);
         l.single(m, block, in, special, sums);
         for (int r = 0; e.bias && r < rows; r++) sums[r] += e.bias[block * kRows + r];
-        l.finish(sums, 1, rows, nullptr, e.activation);
+        l.finish(sums, kWidest, 1, rows, nullptr, e.activation);
         l.narrow(sums, rows, e.half, static_cast<char *>(y) + block * kRows * (e.half ? 2 : 4));
     });
 }
@@ -43,15 +43,15 @@ void linear(const Matrix &m, const void *x, int32_t half, int64_t tokens, const 
     std::vector<Panel> panels;
     std::vector<int64_t> first;
     const int64_t blocks = (m.rows + kRows - 1) / kRows;
+    const int32_t wide = widest_of(l, m), together = kTogether * l.widest / wide;
     for (int64_t t = 0; t < tokens;) {
-        int32_t width = l.widest;
-        while (width > l.lanes && width / 2 >= tokens - t) width /= 2;
+        const int32_t width = width_of(l, wide, tokens - t);
         panels.push_back({nullptr, nullptr, width, 0});
         first.push_back(t);
         t += width;
     }
-    int64_t at_once = kMostPacked / (m.cols * l.widest + 1);
-    at_once = at_once < kTogether ? kTogether : at_once;
+    int64_t at_once = kMostPacked / (m.cols * wide + 1);
+    at_once = at_once < together ? together : at_once;
     const int64_t slices = m.cols ? (m.cols + kTurned - 1) / kTurned : 0;
     for (size_t from = 0; from < panels.size(); from += size_t(at_once)) {
         const int64_t count = std::min<int64_t>(at_once, int64_t(panels.size() - from));
@@ -70,22 +70,22 @@ void linear(const Matrix &m, const void *x, int32_t half, int64_t tokens, const 
             if (odd) special[i].store(1, std::memory_order_relaxed);
         });
         for (int64_t i = 0; i < count; i++) here[i].special = special[i];
-        const int64_t groups = (count + kTogether - 1) / kTogether;
+        const int64_t groups = (count + together - 1) / together;
         const int64_t tall = blocks_together(blocks, groups, threads), stacks = (blocks + tall - 1) / tall;
         each(threads, stacks * groups, [&](int64_t task) {
             const int64_t block = task % stacks * tall, end = std::min(blocks, block + tall);
-            const int64_t group = task / stacks * kTogether;
-            const int32_t n = int32_t(std::min<int64_t>(kTogether, count - group));
-            float *tile = tile_memory.floats(kTogether * tall * kRows * kWidest);
+            const int64_t group = task / stacks * together;
+            const int32_t n = int32_t(std::min<int64_t>(together, count - group));
+            float *tile = tile_memory.floats(together * tall * kRows * wide);
             l.multiply(m, block, end, here + group, n, tile);
             for (int32_t i = 0; i < n; i++)
-                for (int64_t b = block; b < end; b++, tile += kRows * kWidest) {
+                for (int64_t b = block; b < end; b++, tile += kRows * wide) {
                     const int64_t t = first[from + group + i];
                     const int64_t there = std::min<int64_t>(here[group + i].width, tokens - t);
                     const int rows = int(std::min<int64_t>(kRows, m.rows - b * kRows));
-                    l.finish(tile, rows, here[group + i].width, e.bias ? e.bias + b * kRows : nullptr, e.activation);
+                    l.finish(tile, wide, rows, here[group + i].width, e.bias ? e.bias + b * kRows : nullptr, e.activation);
                     char *to = static_cast<char *>(y) + (t * m.rows + b * kRows) * (e.half ? 2 : 4);
-                    l.store(tile, rows, int32_t(there), e.half, m.rows, to);
+                    l.store(tile, wide, rows, int32_t(there), e.half, m.rows, to);
                 }
         });
     }

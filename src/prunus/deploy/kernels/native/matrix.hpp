@@ -39,11 +39,18 @@ struct Panel {
     int32_t special;  // holds NaN or infinity
 };
 
+// `count` sums from `token` on are outputs that lie one after another, from `output` on where row 0 is.
+struct Run {
+    int32_t token, count;
+    int64_t output;
+};
+
 struct Level {
     const char *name;
     int32_t lanes;
-    int32_t widest;
-    // out[panel][row][kWidest] = the row blocks from `block` to `end` times each panel
+    int32_t widest;        // tokens of a panel, and sums from one row of a tile to the next
+    int32_t block_widest;  // the same where weights are in blocks
+    // out[panel][row][widest] = the row blocks from `block` to `end` times each panel
     void (*multiply)(const Matrix &, int64_t block, int64_t end, const Panel *, int32_t panels, float *out);
     // out[row of the block] = the block times one vector; x is readable and zero up to the end of the last tile
     void (*single)(const Matrix &, int64_t block, const float *x, int32_t special, float *out);
@@ -52,11 +59,16 @@ struct Level {
                     float *panel);
     // to[i] = from[i] as float32; whether all are finite
     int32_t (*widen)(const void *from, int32_t half, int64_t count, float *to);
-    // tile[row][kWidest] += bias[row], then the activation
-    void (*finish)(float *tile, int32_t rows, int32_t width, const float *bias, int32_t activation);
+    // to[height][pad + width + pad] of x[height][width], with zeros left and right; whether one is not finite
+    int32_t (*pad)(const void *x, int32_t half, int64_t height, int64_t width, int64_t pad, float *to);
+    // tile[row][wide] += bias[row], then the activation
+    void (*finish)(float *tile, int32_t wide, int32_t rows, int32_t width, const float *bias, int32_t activation);
     // y[token][row] = tile[row][token]
-    void (*store)(const float *tile, int32_t rows, int32_t tokens, int32_t half, int64_t stride, void *y);
+    void (*store)(const float *tile, int32_t wide, int32_t rows, int32_t tokens, int32_t half, int64_t stride, void *y);
     void (*narrow)(const float *from, int64_t count, int32_t half, void *to);
+    // y[row * stride + run.output ..] = tile[row][run.token ..]
+    void (*place)(const float *tile, int32_t wide, int32_t rows, const Run *runs, int32_t count, int32_t half,
+                  int64_t stride, void *y);
 };
 
 const Level &level_baseline();
