@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import weakref
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -132,6 +133,19 @@ def _out(size: Any, kernel: int, stride: int, padding: int, dilation: int) -> An
     return (size + 2 * padding - dilation * (kernel - 1) - 1) // stride + 1
 
 
+@lru_cache(maxsize=1024)
+def _geometry(
+    x: Sequence[int], shape: Sequence[int], stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int]
+) -> tuple[tuple[int, int], Any]:
+    """The output's height and width, and what the library is told. Remembered: it takes as long as a small product."""
+    if min(*stride, *dilation) < 1 or min(*padding) < 0:
+        raise SpecError(f"stride {list(stride)}, padding {list(padding)} or dilation {list(dilation)} is too small")
+    height, width = (_out(x[2 + i], shape[2 + i], stride[i], padding[i], dilation[i]) for i in range(2))
+    if height < 1 or width < 1:
+        raise SpecError(f"an input of {x[2]} x {x[3]} is too small for a kernel of {shape[2]} x {shape[3]}")
+    return (height, width), (ctypes.c_int64 * 12)(*x, *shape[2:], *stride, *padding, *dilation)
+
+
 def _conv2d(
     x: Tensor,
     values: Tensor,
@@ -152,16 +166,11 @@ def _conv2d(
     _checked(x, rows, bias, activation)
     if x.ndim != 4 or x.shape[1] != channels:
         raise SpecError(f"the input has the shape {list(x.shape)}, and the weight {channels} input channels")
-    if min(*stride, *dilation) < 1 or min(*padding) < 0:
-        raise SpecError(f"stride {list(stride)}, padding {list(padding)} or dilation {list(dilation)} is too small")
     if not x.is_contiguous():
         x = x.contiguous()
-    height, width = (_out(x.shape[2 + i], shape[2 + i], stride[i], padding[i], dilation[i]) for i in range(2))
-    if height < 1 or width < 1:
-        raise SpecError(f"an input of {x.shape[2]} x {x.shape[3]} is too small for a kernel of {kernel_h} x {kernel_w}")
-    y = x.new_empty((x.shape[0], rows, height, width))
+    size, geometry = _geometry(tuple(x.shape), tuple(shape), tuple(stride), tuple(padding), tuple(dilation))
+    y = x.new_empty((x.shape[0], rows, *size))
     what = _matrix(values, index, counts, starts, rows, channels * kernel_h * kernel_w, form)
-    geometry = (ctypes.c_int64 * 12)(*x.shape, kernel_h, kernel_w, *stride, *padding, *dilation)
     _call(loaded().prunus_conv2d, what, x, ctypes.addressof(geometry), bias, activation, y, threads)
     return y
 

@@ -23,7 +23,8 @@ Form = str
 - `"bitrows"`: the same by whole rows; for batch 1.
 - `"2:4"`, `"4:8"`, any `"n:m"`: at most n weights other than zero in m; held as a bitmask, which costs 2:4 and 4:8 no
   more than indices would.
-- `"4x1"`, `"8x1"`, `"16x1"`: so many consecutive output channels share their columns; 256, 512 or 1024 columns at a time.
+- `"4x1"`, `"8x1"`, `"16x1"`: so many consecutive output channels share their columns; 256, 512 or 1024 columns at a
+  time.
 """
 
 Activation = Literal["none", "relu", "gelu"]
