@@ -157,3 +157,45 @@ def test_damaged_tensors_are_refused(form: str) -> None:
             bad.check()
     with pytest.raises(DataError):
         kernels.Packed(**{**vars(packed), "values": packed.values[:-1]}).check()
+
+
+def uneven() -> Tensor:
+    """A weight of whose rows some are empty, some full, and no two of the rest have as many values."""
+    keep = torch.rand(150, 300) < torch.linspace(0, 0.5, 150).unsqueeze(1)
+    keep[[7, 70, 149]], keep[[0, 64, 100]] = True, False
+    return torch.randn(150, 300) * keep
+
+
+def test_rows_of_any_lengths_lie_side_by_side() -> None:
+    weight = uneven()
+    packed = kernels.pack(weight, "rows")
+    packed.check()
+    assert torch.equal(packed.dense(), weight)
+    assert int(packed.starts[-1]) < 2 * int(weight.count_nonzero())
+    for tokens in (1, 20):
+        x = torch.randn(tokens, 300)
+        same(kernels.linear(x, packed), x @ weight.T)
+        x[0, 11], x[0, 12] = INF, NAN  # what rows are filled up with may not turn infinity into NaN
+        same(kernels.linear(x, packed), x @ weight.T)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_what_rows_are_filled_up_with_is_looked_at(dtype: torch.dtype) -> None:
+    packed = kernels.pack(uneven(), "rows", dtype)
+    entries, rows = packed.counts.view(-1, 2, 64).unbind(1)
+    assert entries[0, 0] > entries[0, 7] > 0
+    last = 8 * (int(entries[0, 0]) - 1) + 7  # behind the values of the eighth row
+    assert packed.values[last] == 0
+
+    def broken(name: str, place: int, value: float) -> None:
+        changed = getattr(packed, name).clone()
+        changed.view(-1)[place] = value
+        with pytest.raises(DataError):
+            kernels.Packed(**{**vars(packed), name: changed}).check()
+
+    broken("values", last, 1.0)
+    broken("index", last, int(packed.index[7]))  # a column that the row has
+    broken("index", last, 300)
+    broken("counts", 64, int(rows[0, 1]))  # a row twice
+    broken("counts", 64, 64)
+    broken("counts", 7, int(entries[0, 0]) + 1)

@@ -18,7 +18,8 @@ Form = str
 """Which zeros are left out, and how the rest lies in memory:
 
 - `"csr"`: single weights, 96 columns at a time (192 of sparse weights), a byte per column index; for batches.
-- `"rows"`: single weights, whole rows (up to 32,704 columns at a time), two bytes per index; for batch 1.
+- `"rows"`: single weights, whole rows (up to 32,704 columns at a time), two bytes per index; for batch 1. Eight rows of
+  64 with about as many weights lie side by side, the others filled up to the fullest of the eight.
 - `"bitmask"`: single weights, a bit per place of the weight, 128 columns at a time; for half to three quarters zeros.
 - `"bitrows"`: the same by whole rows; for batch 1.
 - `"2:4"`, `"4:8"`, any `"n:m"`: at most n weights other than zero in m; held as a bitmask, which costs 2:4 and 4:8 no
@@ -31,11 +32,12 @@ Activation = Literal["none", "relu", "gelu"]
 ACTIVATIONS: dict[str, int] = {"none": 0, "relu": 1, "gelu": 2}
 
 ROWS = 64  # of a row block, as native/matrix.hpp has it
+ABREAST = 8  # rows side by side, as native/matrix.hpp has it
 SLACK = 16  # values that may be read beyond the last
 LAYOUTS: dict[str, tuple[int, int, bool]] = {
     # form: layout and block as native/matrix.hpp has them, whether tiles are whole rows
     "csr": (0, 1, False),
-    "rows": (0, 1, True),
+    "rows": (3, 1, True),
     "bitmask": (1, 1, False),
     "bitrows": (1, 1, True),
     "4x1": (2, 4, False),
@@ -47,7 +49,7 @@ _WORDS = {torch.float32: torch.int32, torch.bfloat16: torch.int16}
 TILES = {0: (96, 192), 1: (128,), 2: (256, 512, 1024)}
 """Columns of a tile, by layout. A panel of the smallest stays in a first cache of 32 KB. Sparser weights have wider
 tiles: a row of a tile is to have enough values for what its beginning and end take."""
-_ENOUGH = {0: 12, 1: 0, 2: 48}  # values, or blocks of them, of a row of a tile
+_ENOUGH = {0: 12, 1: 0, 2: 48, 3: 0}  # values, or blocks of them, of a row of a tile
 _BYTE = 256  # tiles from here on have indices and counts of two bytes
 
 
@@ -99,7 +101,8 @@ class Packed:
     Attributes:
         values: what is left, float32 or bfloat16, and 16 zeros behind it.
         index: columns within tiles (uint8; int16 in wide tiles), or the bits of a bitmask (uint8).
-        counts: entries of each row or block of rows in each tile; empty for a bitmask.
+        counts: entries of each row or block of rows in each tile; empty for a bitmask; for `rows`, 64 counts in the
+            order in which the rows lie, then these rows.
         starts: int64, where each tile begins in `values`, in entries; the last number is their count.
         shape: of the weight: [out, in] or [out, in, height, width].
         form: see `Form`.
@@ -146,6 +149,10 @@ class Packed:
         if layout == 1:
             bits = (self.index.unsqueeze(-1) >> torch.arange(8, dtype=torch.uint8)) & 1
             flat = bits.flatten().nonzero().flatten()
+        elif layout == 3:
+            place, there = _places(self.counts, tile)
+            flat = (place + self.index.long().view(-1, ABREAST))[there]
+            words = torch.cat([words[: there.numel()][there.flatten()], words.new_zeros(SLACK)])
         else:
             slots = torch.arange(self.counts.numel()).repeat_interleave(self.counts.flatten().long())
             flat = slots * tile + self.index.long()
@@ -192,7 +199,7 @@ def problem_of(values: Tensor, index: Tensor, counts: Tensor, starts: Tensor, ro
         return f"{values.numel()} values for {entries} entries"
     if index.numel() != (slots * ROWS * (tile // 8) if layout == 1 else entries):
         return f"{index.numel()} indices for {entries} entries"
-    if counts.numel() != (0 if layout == 1 else slots * ROWS // block):
+    if counts.numel() != {1: 0, 3: 2 * slots * ROWS}.get(layout, slots * ROWS // block):
         return f"{counts.numel()} counts"
     return ""
 
@@ -247,6 +254,8 @@ def pack(weight: Tensor, form: Form = "csr", dtype: torch.dtype | None = None) -
     padded = torch.nn.functional.pad(flat_weight, (0, tiles * tile - cols, 0, blocks * ROWS - rows))
     grid = padded.view(blocks, ROWS // block, block, tiles, tile).permute(0, 3, 1, 4, 2).contiguous()
     there = (grid != 0).any(-1)  # [block, tile, rows or blocks of them, column]
+    if layout == 3:
+        return Packed(*_abreast(grid.view(-1, ROWS, tile), there.view(-1, ROWS, tile)), tuple(weight.shape), form)
     flat = there.flatten().nonzero().flatten()
     values = torch.cat([grid.view(-1, block)[flat].flatten(), flat_weight.new_zeros(SLACK)])
     per_tile = there.flatten(2).sum(-1).flatten()
@@ -260,6 +269,45 @@ def pack(weight: Tensor, form: Form = "csr", dtype: torch.dtype | None = None) -
         index = (flat % tile).to(kind)
         counts = there.sum(-1).flatten().to(kind)
     return Packed(values, index, counts, starts, tuple(weight.shape), form)
+
+
+def _places(counts: Tensor, tile: int) -> tuple[Tensor, Tensor]:
+    """Of entries side by side, [step, 8]: where each row begins in [slot, row, column], and whether it is there."""
+    entries, rows = counts.long().view(-1, 2, ROWS).unbind(1)
+    first = rows + torch.arange(len(rows)).unsqueeze(1) * ROWS
+    entries = entries.reshape(-1, ABREAST)
+    steps = entries[:, 0]
+    step = torch.arange(int(steps.sum())) - (steps.cumsum(0) - steps).repeat_interleave(steps)
+    there = step.unsqueeze(1) < entries.repeat_interleave(steps, 0)
+    return first.view(-1, ABREAST).repeat_interleave(steps, 0) * tile, there
+
+
+def _abreast(grid: Tensor, there: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Values, index, counts and starts of `rows`, of a weight [slot, row, column] and where it is other than zero."""
+    slots, _, tile = grid.shape
+    kind = _kind(3, tile)
+    entries, order = there.sum(-1).sort(dim=1, descending=True, stable=True)
+    counts = torch.stack([entries, order], 1).to(kind)
+    place, kept = _places(counts, tile)
+    rows = place // tile
+    missing = (~there).view(-1, tile).to(torch.uint8).argmax(-1)  # the first column that a row lacks
+    columns = missing[rows]
+    values = grid.new_zeros(kept.numel() + SLACK)
+    # Entries of a row follow each other down a lane: lane by lane, they are the row's columns in order.
+    flat = there.flatten().nonzero().flatten()
+    row = flat // tile
+    begin = there.view(-1, tile).sum(-1)
+    nth = torch.arange(len(flat)) - (begin.cumsum(0) - begin)[row]
+    lane = torch.empty(slots, ROWS, dtype=torch.long)
+    lane.scatter_(1, order, torch.arange(ROWS).expand(slots, ROWS).contiguous())
+    steps = entries.reshape(-1, ABREAST)[:, 0]
+    group = lane.flatten()[row] // ABREAST + row // ROWS * (ROWS // ABREAST)
+    at = ((steps.cumsum(0) - steps)[group] + nth) * ABREAST + lane.flatten()[row] % ABREAST
+    values[at] = grid.flatten()[flat]
+    columns.view(-1)[at] = flat % tile
+    per_slot = steps.view(slots, -1).sum(1) * ABREAST
+    starts = torch.cat([per_slot.new_zeros(1), per_slot.cumsum(0)])
+    return values, columns.flatten().to(kind), counts.flatten(), starts
 
 
 def _fill_of_pattern(there: Tensor, n: int, m: int) -> float | None:

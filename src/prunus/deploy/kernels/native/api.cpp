@@ -1,4 +1,5 @@
 // The plain C interface, and the choice of the level.
+#include <algorithm>
 #include <cstring>
 #include <exception>
 
@@ -24,6 +25,64 @@ std::atomic<const Level *> chosen{nullptr};
 std::atomic<Pool *> the_pool{nullptr};
 
 void forget_pool() { the_pool.store(nullptr); }  // in a forked child; the memory of the old one is the parent's copy
+
+int number(const Matrix &m, const uint8_t *from, int64_t i) {
+    return m.wide ? reinterpret_cast<const uint16_t *>(from)[i] : from[i];
+}
+
+// How many entries a tile has by its bits or counts; -1 where these or the indices cannot be.
+int64_t entries_of_bits(const Matrix &m, int64_t slot, int64_t rows, int64_t here) {
+    int64_t found = 0;
+    for (int64_t r = 0; r < kRows; r++) {
+        const uint8_t *mask = m.index + (slot * kRows + r) * (m.tile / 8);
+        for (int64_t k = 0; k < m.tile; k++)
+            if (mask[k / 8] >> (k % 8) & 1) {
+                if (k >= here || r >= rows) return -1;
+                found++;
+            }
+    }
+    return found;
+}
+
+int64_t entries_of_lists(const Matrix &m, int64_t slot, int64_t rows, int64_t here, int64_t entries) {
+    const int R = m.layout == kBlocks ? m.block : 1;
+    int64_t e = 0;
+    for (int64_t g = 0; g < kRows / R; g++) {
+        const int n = number(m, m.counts, slot * (kRows / R) + g);
+        if ((n && g * R >= rows) || n > entries - e) return -1;
+        for (int j = 0, last = -1; j < n; j++, e++) {
+            const int k = number(m, m.index, m.starts[slot] + e);
+            if (k <= last || k >= here) return -1;
+            last = k;
+        }
+    }
+    return e;
+}
+
+int64_t entries_of_lanes(const Matrix &m, int64_t slot, int64_t rows, int64_t here, int64_t entries) {
+    const int64_t counts = slot * 2 * kRows;
+    const int bytes = m.half ? 2 : 4;
+    const char none[4] = {};
+    uint64_t seen = 0;  // rows; those that do not exist come last
+    int64_t e = 0;
+    for (int i = 0, steps = 0; i < kRows; i++) {
+        const int n = number(m, m.counts, counts + i), row = number(m, m.counts, counts + kRows + i);
+        if (row >= kRows || seen >> row & 1 || (i < rows) != (row < rows) || (row >= rows && n)) return -1;
+        seen |= uint64_t(1) << row;
+        if (i % kAbreast == 0) steps = n;
+        if (n > steps || steps > (entries - e) / kAbreast) return -1;
+        int missing = 0;
+        for (int64_t j = 0, last = -1, at = m.starts[slot] + e + i % kAbreast; j < steps; j++, at += kAbreast) {
+            const int k = number(m, m.index, at);
+            if (k >= here || (j < n ? k <= last : k != missing)) return -1;
+            if (j >= n && std::memcmp(static_cast<const char *>(m.values) + at * bytes, none, bytes)) return -1;
+            missing += j < n && k == missing;
+            last = k;
+        }
+        if (i % kAbreast == kAbreast - 1) e += steps * kAbreast;
+    }
+    return e;
+}
 
 }  // namespace
 
@@ -78,32 +137,17 @@ PRUNUS_API int prunus_use_level(const char *name) {
 PRUNUS_API int prunus_check(const Matrix *m) {
     const int64_t tiles = m->tile ? (m->cols + m->tile - 1) / m->tile : 0;
     const int64_t blocks = (m->rows + kRows - 1) / kRows;
-    const int R = m->layout == kBlocks ? m->block : 1;
     if (m->starts[0] != 0) return 1;
     for (int64_t s = 0; s < blocks * tiles; s++) {
         const int64_t block = s / tiles, first = s % tiles * m->tile;
-        const int64_t rows = m->rows - block * kRows, here = m->cols - first < m->tile ? m->cols - first : m->tile;
-        int64_t e = m->starts[s];
-        for (int64_t g = 0; g < kRows / R; g++) {
-            if (m->layout == kBits) {
-                const uint8_t *mask = m->index + (s * kRows + g) * (m->tile / 8);
-                for (int64_t k = 0; k < m->tile; k++)
-                    if (mask[k / 8] >> (k % 8) & 1) {
-                        if (k >= here || g >= rows) return 1;
-                        e++;
-                    }
-            } else {
-                const int64_t place = s * (kRows / R) + g;
-                const int n = m->wide ? reinterpret_cast<const uint16_t *>(m->counts)[place] : m->counts[place];
-                if ((n && g * R >= rows) || n > m->starts[s + 1] - e) return 1;
-                for (int j = 0, last = -1; j < n; j++, e++) {
-                    const int k = m->wide ? reinterpret_cast<const uint16_t *>(m->index)[e] : m->index[e];
-                    if (k <= last || k >= here) return 1;
-                    last = k;
-                }
-            }
-        }
-        if (e != m->starts[s + 1]) return 1;
+        const int64_t rows = std::min<int64_t>(m->rows - block * kRows, kRows);
+        const int64_t here = std::min<int64_t>(m->cols - first, m->tile);
+        const int64_t entries = m->starts[s + 1] - m->starts[s];
+        if (entries < 0) return 1;
+        const int64_t found = m->layout == kBits    ? entries_of_bits(*m, s, rows, here)
+                              : m->layout == kLanes ? entries_of_lanes(*m, s, rows, here, entries)
+                                                    : entries_of_lists(*m, s, rows, here, entries);
+        if (found != entries) return 1;
     }
     return 0;
 }

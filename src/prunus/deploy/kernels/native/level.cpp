@@ -64,7 +64,7 @@ struct Sum {
 };
 
 // One row of a tile times one panel. Narrow panels keep several sums, or each addition would wait for the last.
-template <int NV, class V, class I, class At>
+template <int NV, int STEP, class V, class I, class At>
 INLINE void list_row(const V *v, const I *index, int n, At at, float *out, bool fresh) {
     constexpr int S = NV >= 8 ? 1 : NV >= 4 ? 2 : 4;
     Sum<NV> sum[S];
@@ -72,8 +72,8 @@ INLINE void list_row(const V *v, const I *index, int n, At at, float *out, bool 
     for (int s = 1; s < S; s++) sum[s].zero();
     int j = 0;
     for (; j + S <= n; j += S)
-        for (int s = 0; s < S; s++) sum[s].take(widened(v[j + s]), at(index[j + s]));
-    for (; j < n; j++) sum[0].take(widened(v[j]), at(index[j]));
+        for (int s = 0; s < S; s++) sum[s].take(widened(v[(j + s) * STEP]), at(index[(j + s) * STEP]));
+    for (; j < n; j++) sum[0].take(widened(v[j * STEP]), at(index[j * STEP]));
     for (int s = 1; s < S; s++) sum[0].add(sum[s]);
     sum[0].to(out);
 }
@@ -86,9 +86,22 @@ void lists(const Matrix &m, int64_t block, int64_t t, int rows, At at, float *ou
     const I *counts = reinterpret_cast<const I *>(m.counts) + slot * kRows;
     for (int r = 0; r < rows; r++) {
         const int n = counts[r];
-        list_row<NV>(v, index, n, at, out + r * kPanel, fresh);
+        list_row<NV, 1>(v, index, n, at, out + r * kPanel, fresh);
         v += n;
         index += n;
+    }
+}
+
+template <int NV, class V, class I, class At>
+void lanes(const Matrix &m, int64_t block, int64_t t, int rows, At at, float *out, bool fresh) {
+    const int64_t slot = block * ((m.cols + m.tile - 1) / m.tile) + t;
+    const V *v = static_cast<const V *>(m.values) + m.starts[slot];
+    const I *index = reinterpret_cast<const I *>(m.index) + m.starts[slot];
+    const I *counts = reinterpret_cast<const I *>(m.counts) + slot * 2 * kRows, *order = counts + kRows;
+    for (int r = 0, steps = 0; r < rows; r++) {
+        const int lane = r % kAbreast;
+        if (lane == 0) v += steps * kAbreast, index += steps * kAbreast, steps = counts[r];
+        list_row<NV, kAbreast>(v + lane, index + lane, counts[r], at, out + order[r] * kPanel, fresh);
     }
 }
 
@@ -145,6 +158,11 @@ void blocks(const Matrix &m, int64_t block, int64_t t, int rows, At at, float *o
     }
 }
 
+// An index or a count.
+INLINE int number(const Matrix &m, const uint8_t *from, int64_t i) {
+    return m.wide ? reinterpret_cast<const uint16_t *>(from)[i] : from[i];
+}
+
 // Every column that has no value in a row, times zero: what a dense product adds where x is NaN or infinite.
 // visit(row of the block, column, ) is called for these.
 template <class F>
@@ -158,19 +176,29 @@ void absent(const Matrix &m, int64_t block, int rows, F visit) {
         int64_t e = m.starts[slot];
         for (int g = 0; g * R < rows; g++) {
             memset(seen, 0, size_t(m.tile + 63) / 64 * 8);
+            int row = g;
             if (m.layout == kBits) {
                 memcpy(seen, m.index + (slot * kRows + g) * (m.tile / 8), m.tile / 8);
+            } else if (m.layout == kLanes) {
+                const int64_t place = slot * 2 * kRows + g;
+                const int n = number(m, m.counts, place), lane = g % kAbreast;
+                row = number(m, m.counts, place + kRows);
+                for (int j = 0; j < n; j++) {
+                    const int k = number(m, m.index, e + j * kAbreast + lane);
+                    seen[k / 64] |= uint64_t(1) << (k % 64);
+                }
+                if (lane == kAbreast - 1) e += number(m, m.counts, place - lane) * kAbreast;
             } else {
                 const int64_t place = slot * (kRows / R) + g;
-                const int n = m.wide ? reinterpret_cast<const uint16_t *>(m.counts)[place] : m.counts[place];
+                const int n = number(m, m.counts, place);
                 for (int j = 0; j < n; j++, e++) {
-                    const int k = m.wide ? reinterpret_cast<const uint16_t *>(m.index)[e] : m.index[e];
+                    const int k = number(m, m.index, e);
                     seen[k / 64] |= uint64_t(1) << (k % 64);
                 }
             }
             for (int64_t k = 0; k < here; k++)
                 if (!(seen[k / 64] >> (k % 64) & 1))
-                    for (int r = g * R; r < g * R + R && r < rows; r++) visit(r, first + k);
+                    for (int r = row * R; r < row * R + R && r < rows; r++) visit(r, first + k);
         }
     }
 }
@@ -183,6 +211,8 @@ void tile_times(const Matrix &m, int64_t block, int64_t t, int rows, At at, floa
     }
     if constexpr (NV != 3) {
         if (m.layout == kBits) return bits<NV, V>(m, block, t, rows, at, out, fresh);
+        if (m.layout == kLanes && m.wide) return lanes<NV, V, uint16_t>(m, block, t, rows, at, out, fresh);
+        if (m.layout == kLanes) return lanes<NV, V, uint8_t>(m, block, t, rows, at, out, fresh);
         if (m.wide) return lists<NV, V, uint16_t>(m, block, t, rows, at, out, fresh);
         lists<NV, V, uint8_t>(m, block, t, rows, at, out, fresh);
     }

@@ -8,15 +8,19 @@ namespace prunus {
 
 constexpr int kRows = 64;     // rows of a row block
 constexpr int kWidest = 64;   // tokens of the widest panel
+constexpr int kAbreast = 8;   // rows that lie side by side in lanes
 constexpr int kSlack = 16;    // values that may be read beyond the last one
 
-enum Layout : int32_t { kLists = 0, kBits = 1, kBlocks = 2 };
+enum Layout : int32_t { kLists = 0, kBits = 1, kBlocks = 2, kLanes = 3 };
 enum Activation : int32_t { kNone = 0, kRelu = 1, kGelu = 2 };
 
 // A packed matrix [rows, cols]. Row blocks of 64 rows hold tiles of `tile` columns, tiles hold rows:
 //   lists   entry e has its column within the tile in index[e]; counts[block, tile, row] entries a row
 //   bits    index[block, tile, row] has a bit per column of the tile; values of the bits that are set follow each other
 //   blocks  as lists, an entry being `block` values of consecutive rows; counts[block, tile, row / block]
+//   lanes   the fullest rows of a tile first, eight side by side: entry j of each, then entry j + 1 of each, as many as
+//           the fullest of the eight has. The others end with zeros at the first column that they lack.
+//           counts[block, tile, 0] has the entries of each row in this order, counts[block, tile, 1] which row it is
 // starts[block, tile] is the first entry of a tile, the last one of all closes the table.
 struct Matrix {
     const void *values;

@@ -17,7 +17,7 @@ INLINE Eight wide(const uint16_t *v, Eight *) {
 
 #if defined(__AVX2__)
 // Memory far behind what is read is asked for early: the processor's own prefetching stops at the end of each page.
-INLINE void ahead(const void *p) { _mm_prefetch(static_cast<const char *>(p) + 2048, _MM_HINT_T0); }
+INLINE void ahead(const void *p, int by = 2048) { _mm_prefetch(static_cast<const char *>(p) + by, _MM_HINT_T0); }
 
 INLINE float total(__m256 a) {
     __m128 h = _mm_add_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps(a, 1));
@@ -99,6 +99,38 @@ void single_lists(const Matrix &m, int64_t slot, int rows, const float *x, float
         out[r] += list_times(v, index, n, x);
         v += n;
         index += n;
+    }
+}
+
+// Eight rows side by side: no sums across a register, and one end of a loop for the eight.
+template <class V, class I>
+void single_lanes(const Matrix &m, int64_t slot, const float *x, float *out) {
+    const V *v = static_cast<const V *>(m.values) + m.starts[slot];
+    const I *index = reinterpret_cast<const I *>(m.index) + m.starts[slot];
+    const I *counts = reinterpret_cast<const I *>(m.counts) + slot * 2 * kRows, *order = counts + kRows;
+    for (int g = 0; g < kRows; g += kAbreast) {
+        const int n = counts[g];
+        alignas(32) float sums[kAbreast] = {};
+#if defined(__AVX2__)
+        __m256 s[2] = {_mm256_setzero_ps(), _mm256_setzero_ps()};
+        const auto step = [&](int u) __attribute__((always_inline)) {
+            const __m256 w = (__m256)wide(v + u * kAbreast, static_cast<Eight *>(nullptr));
+            s[u & 1] = _mm256_fmadd_ps(eight_of(x, index + u * kAbreast), w, s[u & 1]);
+        };
+        int j = 0;
+        for (; j + 4 <= n; j += 4, v += 4 * kAbreast, index += 4 * kAbreast) {
+            ahead(v);
+            if (sizeof(V) == 4) ahead(v + 16);
+            ahead(index, 1024);
+            for (int u = 0; u < 4; u++) step(u);
+        }
+        for (; j < n; j++, v += kAbreast, index += kAbreast) step(0);
+        _mm256_store_ps(sums, _mm256_add_ps(s[0], s[1]));
+#else
+        for (int j = 0; j < n; j++, v += kAbreast, index += kAbreast)
+            for (int l = 0; l < kAbreast; l++) sums[l] += widened(v[l]) * x[index[l]];
+#endif
+        for (int l = 0; l < kAbreast; l++) out[order[g + l]] += sums[l];
     }
 }
 
@@ -233,6 +265,8 @@ void single_of(const Matrix &m, int64_t slot, int rows, const float *x, float *o
     if (m.layout == kBits) single_bits<V>(m, slot, rows, x, out);
     else if (m.layout == kBlocks && m.wide) single_blocks_of<V, uint16_t>(m, slot, rows, x, out);
     else if (m.layout == kBlocks) single_blocks_of<V, uint8_t>(m, slot, rows, x, out);
+    else if (m.layout == kLanes && m.wide) single_lanes<V, uint16_t>(m, slot, x, out);
+    else if (m.layout == kLanes) single_lanes<V, uint8_t>(m, slot, x, out);
     else if (m.wide) single_lists<V, uint16_t>(m, slot, rows, x, out);
     else single_lists<V, uint8_t>(m, slot, rows, x, out);
 }
