@@ -31,7 +31,7 @@ def _call(function: Any, what: Any, x: Tensor, size: Any, bias: Tensor | None, a
     if bias is not None and not (bias.dtype == torch.float32 and bias.is_contiguous()):
         bias = bias.detach().to(torch.float32).contiguous()
     pointer = None if bias is None else bias.data_ptr()
-    threads = n or torch.get_num_threads()
+    threads = n or _threads()
     half = x.dtype == torch.bfloat16
     failed = function(what, x.data_ptr(), half, size, pointer, ACTIVATIONS[act], y.data_ptr(), threads)
     if failed:
@@ -62,23 +62,24 @@ def _matrix(values: Tensor, index: Tensor, counts: Tensor, starts: Tensor, rows:
     return told
 
 
+# Bound here: a call that comes after others have had the caches touches less memory so.
+_C: Any = torch._C
+_compiling, _differentiating, _threads = torch.compiler.is_compiling, torch.is_grad_enabled, torch.get_num_threads
+_dispatching, _overriding, _tracing = _C._len_torch_dispatch_stack, _C._len_torch_function_stack, _C._get_tracing_state
+_transforming, _profiling = _C._functorch.peek_interpreter_stack, _C._autograd._profiler_enabled
+
+
 def _plain(x: Tensor, values: Tensor, bias: Tensor | None) -> bool:
     """Whether the operator may be skipped and its body called: nobody records, traces or differentiates the call.
 
     PyTorch's way through a custom operator takes longer than some of the products.
     """
-    if torch.compiler.is_compiling() or type(x) is not Tensor or not x.is_cpu:
+    if _compiling() or type(x) is not Tensor or not x.is_cpu:
         return False
-    inputs = (x, values) if bias is None else (x, values, bias)
-    if torch.is_grad_enabled() and any(t.requires_grad for t in inputs):
+    if _differentiating() and (x.requires_grad or values.requires_grad or (bias is not None and bias.requires_grad)):
         return False
-    c: Any = torch._C
     return not (
-        c._len_torch_dispatch_stack()
-        or c._len_torch_function_stack()
-        or c._get_tracing_state() is not None
-        or c._functorch.peek_interpreter_stack() is not None
-        or c._autograd._profiler_enabled()
+        _dispatching() or _overriding() or _tracing() is not None or _transforming() is not None or _profiling()
     )
 
 
