@@ -182,10 +182,11 @@ def test_the_wrong_optimizer_is_named() -> None:
 
 
 def test_a_model_without_weights_to_prune_is_refused() -> None:
-    refused(StructureError, "Element finds nothing to prune", "Sequential", "prunus.groups(model, example)",
+    refused(StructureError, "Element finds nothing to prune", "Sequential", "it has no such weights",
             model=nn.Sequential(nn.LayerNorm(4), nn.ReLU()), sparsity=0.5)  # fmt: skip
     alone = nn.Sequential(nn.Linear(4, 2)).double()
-    refused(StructureError, "Channel finds nothing to prune", model=alone, recipe="l1_filter", sparsity=0.5,
+    refused(StructureError, "Channel finds nothing to prune", "an output of the model (0.weight)", model=alone,
+            recipe="l1_filter", sparsity=0.5,
             task=Task(example=(torch.randn(2, 4, dtype=torch.float64),)))  # fmt: skip
 
 

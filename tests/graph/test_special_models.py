@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import prunus
-from prunus.graph import compact, trace
+from prunus.core.errors import StructureError
+from prunus.graph import blocks, compact, trace
 from prunus.lab import zoo
 from tests.graph.proof import prove, some
 
@@ -46,6 +47,26 @@ def test_compiled_and_wrapped_models() -> None:
     for wrapped in (torch.compile(zoo.build("resnet20")), nn.DataParallel(zoo.build("resnet20"))):
         assert isinstance(wrapped, nn.Module)
         assert [(g.name, g.units) for g in trace(wrapped, EXAMPLE).groups] == expected()
+
+
+class Mish(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x * torch.tanh(F.softplus(x))
+
+
+def test_modules_of_torchscript() -> None:
+    """One without parameters is an operation like others; what one holds keeps its shape."""
+    x = torch.randn(2, 3, 8, 8)
+    compiled: list[nn.Module] = [torch.jit.script(Mish()), torch.jit.script(nn.Conv2d(8, 8, 3))]  # type: ignore[no-untyped-call]
+    for layer, free in zip(compiled, (True, False), strict=True):
+        model = nn.Sequential(nn.Conv2d(3, 8, 3), layer, nn.Conv2d(8, 6, 1), nn.ReLU(), nn.Conv2d(6, 4, 1))
+        structure = trace(model, x)
+        compact(model, structure.groups, some(structure, 0.5), x)
+        assert [g.name for g in structure.groups] == (["0", "2"] if free else ["2"])
+        assert free or "TorchScript" in structure.frozen["1.weight"]
+        assert prunus.measure.macs(model, x).total > 0
+    with pytest.raises(StructureError, match="TorchScript"):
+        blocks(torch.jit.trace(model, x), x)  # type: ignore[no-untyped-call]
 
 
 def test_auxiliary_classifiers_run_only_in_training() -> None:

@@ -144,7 +144,10 @@ def _noting(model: nn.Module) -> Iterator[Callable[[], list[str]]]:
 
         return hook
 
-    handles = [module.register_forward_pre_hook(note(name)) for name, module in model.named_modules()]
+    import torch
+
+    python = ((n, m) for n, m in model.named_modules() if not isinstance(m, torch.jit.ScriptModule))
+    handles = [module.register_forward_pre_hook(note(name)) for name, module in python]
 
     def first(parameter: str) -> int:
         # Weights that another module uses (those of attention's projections) count as used when that one starts.

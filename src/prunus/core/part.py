@@ -106,6 +106,10 @@ class Granularity(Part):
     def __call__(self, model: Any, example: Any) -> tuple[Group, ...]:
         raise SpecError(f"{type(self).__name__} does not say what its units are")
 
+    def reasons(self, model: Any, example: Any) -> dict[str, str]:
+        """Why weights of a model are in no group: name -> reason, empty where it cannot be said."""
+        return {}
+
 
 class Criterion(Part):
     """`(**evidence) -> scores`, higher = keep.

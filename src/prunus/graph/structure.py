@@ -153,6 +153,7 @@ def _run(
             output = call(model, example, flow.path)
     tie_unseen(flow)
     _freeze_outputs(flow, output)
+    _freeze_compiled(flow)
     kept = (*model.named_parameters(), *model.named_buffers())
     idle = any(t.dim() > 1 and t.is_floating_point() and n not in flow.touched for n, t in kept)
     if batch is not None and idle:
@@ -190,6 +191,15 @@ def _freeze_outputs(flow: Flow, output: object) -> None:
         flow.settle(tensor)
         for plane in flow.planes_of(tensor):
             flow.atoms.freeze(plane, "an output of the model")
+
+
+def _freeze_compiled(flow: Flow) -> None:
+    """What TorchScript holds cannot be given another shape."""
+    for path, module in flow.model.named_modules():
+        if isinstance(module, torch.jit.ScriptModule):
+            for _, tensor in (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)):
+                for plane in flow.planes_of(tensor):
+                    flow.atoms.freeze(plane, f"{path or 'the model'} is a TorchScript module, which keeps its shapes")
 
 
 def _groups(flow: Flow) -> tuple[list[Group], dict[str, str]]:

@@ -24,7 +24,7 @@ def tie_unseen(flow: Flow) -> None:
 
 
 def _owned(module: nn.Module) -> list[str]:
-    return [*module._parameters, *parametrized(module)]
+    return [*(name for name, _ in module.named_parameters(recurse=False)), *parametrized(module)]
 
 
 def _close(flow: Flow, module: nn.Module, name: str, why: str) -> None:

@@ -133,8 +133,9 @@ def as_found(model: nn.Module, device: torch.device, *, hooks: bool = True, infe
             for module, attributes, held in found:
                 module.__dict__.clear()
                 module.__dict__.update(attributes)
-                module._buffers.clear()
-                module._buffers.update(held)
+                if isinstance(module._buffers, dict):  # those of a TorchScript module are no dictionary, and stay
+                    module._buffers.clear()
+                    module._buffers.update(held)
             for buffer, value in values.values():
                 if not torch.equal(buffer, value):
                     with torch.no_grad():

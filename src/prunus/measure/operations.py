@@ -281,6 +281,8 @@ def _exposed(*, kernels: bool) -> Iterator[None]:
 def _follow(model: nn.Module, counter: _Counter) -> None:
     """Keep `counter.path` at the module that is running. The hooks die with the copy, or with `as_found`."""
     for name, module in model.named_modules():
+        if isinstance(module, torch.jit.ScriptModule):  # which takes no hooks
+            continue
 
         def enter(_module: nn.Module, _args: Any, name: str = name) -> None:
             counter.path.append(name)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
+import torch
 from torch import Tensor, nn
 
 from prunus.core.errors import DataError, StructureError
@@ -102,7 +103,9 @@ def blocks(
 
 
 def check_values(model: nn.Module, what: str) -> None:
-    """Raise `StructureError` where parameters have no values, so that nothing can be tried."""
+    """Raise `StructureError` where parameters have no values, so that nothing can be tried, or no form that changes."""
+    if isinstance(model, torch.jit.ScriptModule):
+        raise StructureError(f"a TorchScript module keeps its {what}: pass the Python module that it was made from")
     for name, parameter in model.named_parameters():
         if parameter.is_meta or isinstance(parameter, nn.parameter.UninitializedParameter):
             raise StructureError(
@@ -137,9 +140,9 @@ def _attributes(model: nn.Module) -> list[Candidate]:
     for path, owner in model.named_modules():
         if type(owner) in CONTAINERS:
             continue
-        for i, key in enumerate(owner._modules):
+        for i, (key, module) in enumerate(owner._modules.items()):
             name = f"{path}.{key}" if path else key
-            own, inside = own_parameters(model, [name], places) if owner._modules[key] is not None else ((), 0)
+            own, inside = own_parameters(model, [name], places) if module is not None else ((), 0)
             if own and _emptied(model, name):
                 found.append(Candidate(name, path, i, own, len(own) < inside, replace=True))
     return found

@@ -113,6 +113,8 @@ class Sums(TorchDispatchMode):
         handles = []
         for name in names:
             module = self.model.get_submodule(name)
+            if isinstance(module, torch.jit.ScriptModule):  # which takes no hooks
+                continue
             handles.append(module.register_forward_pre_hook(lambda m, a: begun.append(len(self._parents))))
             handles.append(module.register_forward_hook(lambda m, a, o, n=name: leave(n, o)))
         try:

@@ -30,7 +30,8 @@ def evidence_mode(
             torch.manual_seed(seed)
             model.train(train)
             for p in model.parameters():
-                p.requires_grad_(False)
+                if p.is_leaf:  # copies of TorchScript modules hold others
+                    p.requires_grad_(False)
             for scored in parameters.values():
                 scored.requires_grad_(True)
             yield

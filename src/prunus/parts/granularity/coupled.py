@@ -59,6 +59,15 @@ class Coupled(Granularity):
             if (not self.kinds or g.kind in self.kinds) and not self.excluded(g)
         )
 
+    def reasons(self, model: nn.Module, example: tuple[Any, ...] | Mapping[str, Any] | None) -> dict[str, str]:
+        """Why weights are in no group: what the graph says of them, or what these units are instead."""
+        from prunus.graph import trace
+
+        found = trace(model, example or (), exact=self.exact)
+        others = [g for g in found.groups if self.kinds and g.kind not in self.kinds]
+        left = {g.name: "excluded" for g in found.groups if self.excluded(g)}
+        return found.frozen | left | {g.name: f"a unit of it is a {g.kind}" for g in others}
+
     def excluded(self, group: Group) -> bool:
         """Whether the user asked to leave this group, or any parameter that goes with it, alone."""
         names = [group.name, *(m.param for m in group.members)]
