@@ -42,11 +42,13 @@ class Visit:
         name: its path in the model.
         block: the module; it may be changed before the next visit.
         calls: its arguments, one `Call` per batch, taken anew whenever they are looked at; not to be changed.
+        which: the numbers of these batches.
     """
 
     name: str
     block: nn.Module
     calls: Sequence[Call]
+    which: tuple[int, ...] = ()
 
     @property
     def task(self) -> Task:
@@ -198,16 +200,15 @@ def walk(
         while (name := _where(runs, blocks, passed)) is not None:
             here = [r for r in runs if r.at == name]
             calls = _Calls(here, take)
-            yield Visit(name, blocks[name], calls)
+            yield Visit(name, blocks[name], calls, tuple(map(every.index, here)))
             passed.add(name)
             mixed = mixed or len(here) < len(runs)  # some may come to a block that has been passed
             last = len(passed) == len(blocks) and not mixed
             if last and not through:
                 return
             ending = last and through != "all"
-            going = here[:1] if ending else here
+            going, act = here[:1] if ending else here, partial(run_block, name)
             given = (calls[i] for i in range(len(going)))
-            act = partial(run_block, name)
             outputs = (act(blocks[name], c) for c in given) if crew is None else crew.each(act, given)
             for index, run in enumerate(going):
                 with torch.no_grad():
@@ -273,10 +274,9 @@ def blocks_in(model: nn.Module, task: Task | None = None) -> dict[str, nn.Module
 
     With a task one calibration batch of every kind is run, and lists that never run are passed over, as are those of
     which an entry runs twice, or never while others do (the lists within their entries are looked at). Without one, all
-    lists are believed. A model without any is one block, with
-    the path "".
+    lists are believed. A model without any is one block, with the path "".
     """
-    counts = None if task is None else [_counted(model, batch, task) for batch in _kinds(task)]
+    counts = None if task is None else [_counted(model, batch, task) for batch in kinds(task)]
     found: dict[str, nn.Module] = {}
     for path, container in model.named_modules():
         inside = any(path == n or path.startswith(f"{n}.") for n in found)
@@ -305,7 +305,7 @@ def chained(model: nn.Module, task: Task, blocks: Mapping[str, nn.Module]) -> se
     return {n for path, names in lists.items() if path in pairs and _depends(model, task, *pairs[path]) for n in names}
 
 
-def _kinds(task: Task) -> list[Batch]:
+def kinds(task: Task) -> list[Batch]:
     """The first calibration batch of every kind: of every set of keywords."""
     found: dict[Any, Batch] = {}
     for batch in task.calibration():
@@ -338,7 +338,7 @@ def _counted(model: nn.Module, batch: Batch, task: Task) -> dict[str, int]:
 
 def _depends(model: nn.Module, task: Task, first: nn.Module, second: nn.Module) -> bool:
     """Whether what reaches one module changes with what another one gives."""
-    return any(_moves(model, task, batch, first, second) for batch in _kinds(task))
+    return any(_moves(model, task, batch, first, second) for batch in kinds(task))
 
 
 def _moves(model: nn.Module, task: Task, batch: Batch, first: nn.Module, second: nn.Module) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor, nn
@@ -28,15 +29,15 @@ from prunus.stream.skeleton import Skeleton
 from prunus.stream.state import BlockRecord, begun
 
 
-def visits(run: Run, batches: Sequence[Batch], load: Load) -> Iterator[tuple[Visit, dict[str, Any]]]:
-    """The blocks, loaded, at which batches and the short sample wait; and the short sample's call as keywords."""
+def visits(run: Run, batches: Sequence[Batch], load: Load) -> Iterator[tuple[Visit, dict[str, Any], Scored]]:
+    """The blocks, loaded, at which batches and short samples wait; a short sample's call as keywords; the batches'."""
     skeleton = run.skeleton
     blocks = blocks_in(skeleton.model)
-    task = Task(calib=[*batches, run.example])
+    task = replace(run.task, calib=[*batches, *run.examples])
     with skeleton.on_demand(blocks):
         reached = walk(skeleton.model, task, blocks, through=True, put=run.shelf.put, take=run.shelf.take)
         for visit in skeleton.loaded(reached, blocks, load):
-            yield visit, keywords(visit.block, visit.calls[-1])
+            yield visit, keywords(visit.block, visit.calls[-1]), Scored(visit, len(batches))
 
 
 def cut(
@@ -62,7 +63,7 @@ def cut(
         rebuilt_ = None if record is None or not rebuilds else Checkpoint.of(part / f"whole-{record.shard}")
         skeleton.load_(skeleton.keys(visit.name), rebuilt_)
 
-    for at, (visit, example) in enumerate(visits(run, run.batches if rebuilds else (), load), 1):
+    for at, (visit, example, calls) in enumerate(visits(run, run.batches if rebuilds else (), load), 1):
         own, keep = groups[visit.name], final[visit.name]
         began = time.perf_counter()
         if visit.name in state.done:
@@ -72,7 +73,7 @@ def cut(
         else:
             with bare(visit.block):
                 if rebuilds and any(not full(m) for m in keep.values()):
-                    keep |= _rebuilt(run, visit, own, keep, example)
+                    keep |= _rebuilt(run, visit, own, keep, Task(calib=calls, forward=called, example=example))
                 _mask_(visit.block, own, keep)
                 small, _ = compact(visit.block, own, keep, example, verify=bool(keep))
             shard = f"model-{at:05d}.safetensors"
@@ -96,9 +97,8 @@ def _mask_(block: nn.Module, groups: tuple[Group, ...], masks: Masks) -> None:
     apply_(parameters, parameter_masks(groups, masks, parameters))
 
 
-def _rebuilt(run: Run, visit: Visit, groups: tuple[Group, ...], masks: Masks, example: dict[str, Any]) -> Masks:
+def _rebuilt(run: Run, visit: Visit, groups: tuple[Group, ...], masks: Masks, task: Task) -> Masks:
     """The masks after the recipe's reconstruction has written a block's new weights."""
-    task = Task(calib=Scored(visit.calls), forward=called, example=example)
     # A session of single weights knows the block; the units are those that were found in it.
     session = Session(visit.block, "magnitude", task, run.budget, seed=run.seed)
     session.recipe, session.groups = run.recipe, tuple(g for g in groups if g.name in masks)

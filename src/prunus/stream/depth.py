@@ -34,6 +34,7 @@ from prunus.stream.shards import Checkpoint, write_shard
 from prunus.stream.shrunk import CONFIG, IN_MEMORY, Run, Scored, Shrunk, alike, elements, laid, renamed, write_folder
 from prunus.stream.skeleton import Skeleton
 from prunus.stream.state import BlockRecord, kept_if_begun
+from prunus.stream.towers import warn_unreached
 
 GIVES = "it gives other layers more than its output (a table of positions, say), which would be gone with it"
 
@@ -106,6 +107,7 @@ def prune_layers(run: Run, out: Path) -> Shrunk:
     report = made.to_dict() | {"removed": sorted(gone, key=order.index)}
     texts = {CONFIG: text, "prunus.json": json.dumps(report, indent=1) + "\n"}
     write_folder(out, checkpoint, files, texts, run.part)
+    warn_unreached(blocks_in(skeleton.model), order)
     return made
 
 
@@ -127,7 +129,8 @@ def _scored(run: Run, lists: Sequence[Layers]) -> list[str]:
     excluded = set(with_parts(skeleton.model, granularity.matched(paths)))
     list_of = {n: one for one in lists for n in one.names}
     data = run.recipe.scores_from != "nothing" and len(state.done) < len(blocks)
-    task = Task(calib=[*(run.batches if data else ()), run.example])
+    batches = run.batches if data else []
+    task = replace(run.task, calib=[*batches, *run.examples])
     order: list[str] = []
     before: nn.Module | None = None
     waiting: tuple[BlockRecord, list[Tensor]] | None = None
@@ -152,7 +155,7 @@ def _scored(run: Run, lists: Sequence[Layers]) -> list[str]:
             order.append(visit.name)
             if visit.name not in state.done:
                 why = "it is excluded" if visit.name in excluded else None
-                waiting = _score(run, visit, list_of[visit.name].path, len(order), why)
+                waiting = _score(run, visit, list_of[visit.name].path, len(order), len(batches), why)
             else:
                 skeleton.load_(skeleton.keys(visit.name))
             if run.on_block is not None:
@@ -165,7 +168,7 @@ def _scored(run: Run, lists: Sequence[Layers]) -> list[str]:
     return order
 
 
-def _score(run: Run, visit: Visit, path: str, at: int, why: str | None) -> tuple[BlockRecord, list[Tensor]]:
+def _score(run: Run, visit: Visit, path: str, at: int, count: int, why: str | None) -> tuple[BlockRecord, list[Tensor]]:
     """Load a block, and write what it is worth, or why it stays; and what it returns beyond its first tensor that hangs
     on its parameters.
     """
@@ -183,7 +186,7 @@ def _score(run: Run, visit: Visit, path: str, at: int, why: str | None) -> tuple
         why = why or at_zero
     if why is None:
         try:
-            scores = {name: _worth(run, visit, name)}
+            scores = {name: _worth(run, visit, name, Scored(visit, count))}
         except NothingScored as error:
             why = str(error)
     shard = f"scores-{at:05d}.safetensors"
@@ -204,14 +207,14 @@ class _Alone(nn.Module):
         return self.block(*args, **kwargs)
 
 
-def _worth(run: Run, visit: Visit, name: str) -> Tensor:
+def _worth(run: Run, visit: Visit, name: str, calls: Scored) -> Tensor:
     """The score of a loaded block, by what the dense model gives it."""
     model = _Alone(visit.block).eval()
     parameters = dict(model.named_parameters())
     shapes = {n: tuple(p.shape) for n, p in parameters.items()}
     members = sorted((Member(n, role=role_of(n, shapes), unit=0) for n in shapes), key=lambda m: m.role != "out")
     group = BlockGroup(name, (1,), tuple(members), kind="block", names=("block",), entries=(0,), length=2)
-    task = Task(calib=Scored(visit.calls), forward=called)
+    task = Task(calib=calls, forward=called)
     criterion = run.recipe.criterion
     sources = Sources(model, task, (group,), parameters, seeded(run.seed), criterion.settings())
     scores, _ = rate(criterion, sources, run.recipe.granularity.reduce)
@@ -325,8 +328,10 @@ def _smaller(run: Run, lists: Sequence[Layers]) -> tuple[dict[str, str], str, di
             text = config.to_json_string(use_diff=True)
             (run.part / CONFIG).write_text(text, encoding="utf-8")
             made = Skeleton(virtual)
-            whole = steps(skeleton, run.example, dense, [n for o in lists for n in o.names])
-            found = first_difference(whole, steps(made, run.example, reads(made), twins.values()), twins)
+            found = None
+            for example in run.examples:
+                whole = steps(skeleton, example, dense, [n for o in lists for n in o.names])
+                found = found or first_difference(whole, steps(made, example, reads(made), twins.values()), twins)
         except errors as error:
             found = f"{type(error).__name__}: {error}"
         if found is None:

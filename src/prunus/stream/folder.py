@@ -40,7 +40,7 @@ from prunus.stream.skeleton import Skeleton
 from prunus.stream.slopes import asked, gather, known, no_loss, told, untold
 from prunus.stream.state import BlockRecord, State, begun, kept_if_begun
 from prunus.stream.structured import shrunk_folder
-from prunus.stream.towers import unreached
+from prunus.stream.towers import warn_unreached
 
 
 def prune_folder(
@@ -145,9 +145,7 @@ def prune_folder(
         order = _swept(run, blocks)
     if all(g in b.skipped for b in state.done.values() for g in b.units):
         raise NothingScored(f"{recipe.name} scores nothing in any block of {type(skeleton.model).__name__}")
-    if left := unreached(blocks, order):
-        what = f"no calibration batch comes to {listed(left)}: it is copied whole. Pass batches of its kind too"
-        warnings.warn(PrunusWarning(what), stacklevel=2)
+    warn_unreached(blocks, order)
     records = tuple(state.done[n] for n in order)
     inside = {k for n in order for k in skeleton.keys(n)}
     sizes = {k: prod(e.shape) for k, e in checkpoint.entries.items()}

@@ -7,11 +7,12 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from prunus.core.task import Batch, Task, inputs_of
+from prunus.core.task import Batch, Task
 from prunus.engine.walk import Visit, tensors, walk
 from prunus.stream.shards import Checkpoint
 from prunus.stream.shrunk import alike
 from prunus.stream.skeleton import Skeleton
+from prunus.stream.towers import by_tower
 
 Load = Callable[[Visit], None]
 Step = tuple[str, list[Tensor]]
@@ -27,8 +28,7 @@ def steps(skeleton: Skeleton, batch: Batch, load: Load, names: Iterable[str]) ->
     last: list[Tensor] = []
 
     def forward(model: nn.Module, batch: Batch) -> Any:
-        args, kwargs = inputs_of(batch)
-        output = model(*args, **kwargs)
+        output = by_tower(model, batch)
         last.extend(tensors(output))
         return output
 

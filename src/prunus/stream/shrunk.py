@@ -28,7 +28,7 @@ from prunus.deploy.atomic import new_folder
 from prunus.deploy.hf import NOTE
 from prunus.engine.crew import Crew
 from prunus.engine.nested import moved
-from prunus.engine.walk import Call
+from prunus.engine.walk import Call, Visit, kinds
 from prunus.graph.running import mapped, tensors_in
 from prunus.parts.evidence.activations import ActivationEvidence
 from prunus.parts.evidence.contributions import ConstantContributionsEvidence, ContributionsEvidence
@@ -130,9 +130,9 @@ class Run:
         return Task(calib=self.batches, forward=by_tower)
 
     @property
-    def example(self) -> Any:
-        """The short sample."""
-        return short(self.batches[0])
+    def examples(self) -> list[Any]:
+        """The short samples: one of every kind of batch."""
+        return [short(batch) for batch in kinds(self.task)]
 
     def put(self, value: Any) -> Any:
         """What a block gives, where it may wait."""
@@ -186,13 +186,13 @@ def short(batch: Batch) -> Any:
 
 
 class Scored(Sequence[Call]):
-    """The calls of a block without the last one, which is that of the short sample."""
+    """The calls of a block by the first `count` batches; those behind them are of the short samples."""
 
-    def __init__(self, calls: Sequence[Call]) -> None:
-        self._calls = calls
+    def __init__(self, visit: Visit, count: int) -> None:
+        self._calls, self._count = visit.calls, sum(i < count for i in visit.which)
 
     def __len__(self) -> int:
-        return len(self._calls) - 1
+        return self._count
 
     @overload
     def __getitem__(self, index: int) -> Call: ...

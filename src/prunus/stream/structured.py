@@ -8,6 +8,7 @@ import json
 import time
 import warnings
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -26,7 +27,7 @@ from prunus.deploy.hf_search import configurations, differences, refusals, uneve
 from prunus.engine.prepare import check_weights
 from prunus.engine.score import check_scores, rate, seeded
 from prunus.engine.select import select
-from prunus.engine.walk import Visit, blocks_in, called, check_repeatable
+from prunus.engine.walk import Visit, blocks_in, called, check_repeatable, kinds
 from prunus.graph import Edit, compact, replay_
 from prunus.graph.running import FAILURES, mapped
 from prunus.parts.granularity import Block
@@ -42,7 +43,6 @@ from prunus.stream.shrunk import (
     CONFIG,
     IN_MEMORY,
     Run,
-    Scored,
     Shrunk,
     bare,
     check_told,
@@ -55,6 +55,7 @@ from prunus.stream.shrunk import (
 )
 from prunus.stream.skeleton import META, Skeleton
 from prunus.stream.state import BlockRecord, begun, kept_if_begun
+from prunus.stream.towers import warn_unreached
 
 _TRIES = 6
 SHARED = "its forward reads a number of the configuration, which all layers share"
@@ -90,7 +91,7 @@ def shrunk_folder(
     skeleton.check_tokens(batches)
     if "" in blocks_in(skeleton.model):
         raise SpecError(f"{type(skeleton.model).__name__} has no list of blocks: {IN_MEMORY}")
-    spanning, within = ({}, ()) if isinstance(units, Block) else _spanning(recipe, checkpoint, batches[0])
+    spanning, within = ({}, ()) if isinstance(units, Block) else _spanning(recipe, checkpoint, batches)
     part = out.parent / f".{out.name}.unfinished"
     state = begun(part, fingerprint_of(checkpoint, recipe, budget, seed, batches), resume)
     run = Run(checkpoint, skeleton, recipe, budget, batches, part, state, Shelf(part, memory), seed, on_block)
@@ -167,12 +168,13 @@ def prune_units(run: Run, out: Path, spanning: Mapping[str, str], within: Sequen
         whole = [*made.skipped.items(), *spanning.items()]
         told = listed([f"{n} ({why})" for n, why in whole], 2)
         warnings.warn(PrunusWarning(f"{len(whole)} groups of units stayed whole: {told}"), stacklevel=4)
+    warn_unreached(blocks_in(run.skeleton.model), order)
     if run.notes:
         warnings.warn(PrunusWarning(listed(run.notes, 2)), stacklevel=4)
     return made
 
 
-def _spanning(recipe: Recipe, checkpoint: Checkpoint, batch: Batch) -> tuple[dict[str, str], list[str]]:
+def _spanning(recipe: Recipe, checkpoint: Checkpoint, batches: Sequence[Batch]) -> tuple[dict[str, str], list[str]]:
     """The groups of units that run through several blocks, or lie outside of them: name -> why they stay; and the names
     of those that lie within blocks.
 
@@ -181,11 +183,15 @@ def _spanning(recipe: Recipe, checkpoint: Checkpoint, batch: Batch) -> tuple[dic
     """
     model = Skeleton(checkpoint).model.to(META)
     prefixes = tuple(f"{n}." for n in blocks_in(model))
-    example = mapped(short(batch), lambda t: t.to(META))
-    try:
-        found = recipe.granularity(model, example)
-    except (PrunusError, *FAILURES):
-        return {}, []
+    found: tuple[Group, ...] = ()
+    samples = [short(batch) for batch in kinds(Task(calib=batches))]
+    if all(isinstance(s, Mapping) for s in samples):  # what one tower takes may not be enough for all of them
+        samples = sorted(samples, key=len)
+        samples += [{k: v for s in samples for k, v in s.items()}]
+    for sample in reversed(samples):
+        with suppress(PrunusError, *FAILURES):
+            found = recipe.granularity(model, mapped(sample, lambda t: t.to(META)))
+            break
     owners = {g.name: {next((p for p in prefixes if m.param.startswith(p)), "") for m in g.members} for g in found}
     named = {n: SPANS if len(o) > 1 else "it lies in no block" for n, o in owners.items() if len(o) > 1 or "" in o}
     if found and len(named) == len(found):
@@ -200,14 +206,15 @@ def _scored(run: Run) -> tuple[dict[str, tuple[Group, ...]], dict[str, dict[str,
     scores: dict[str, dict[str, Tensor]] = {}
     data = run.recipe.scores_from != "nothing" and len(run.state.done) < len(blocks_in(run.skeleton.model))
     with kept_if_begun(run.part, run.state):
-        for visit, example in visits(run, run.batches if data else (), reads(run.skeleton)):
+        for visit, example, calls in visits(run, run.batches if data else (), reads(run.skeleton)):
             at, name = len(groups) + 1, visit.name
+            task = Task(calib=calls, forward=called, example=example)
             if at == 1:
                 check_repeatable(visit)
             with bare(visit.block):
                 groups[name] = _groups(run.recipe, visit, example)
                 if name not in run.state.done:
-                    run.state.done[name] = _score(run, visit, groups[name], example, f"scores-{at:05d}.safetensors")
+                    run.state.done[name] = _score(run, visit, groups[name], task, f"scores-{at:05d}.safetensors")
                     run.state.write(run.part)
             held = Checkpoint.of(run.part / run.state.done[name].shard)
             scores[name] = {n: held.read(n) for n in held.entries}
@@ -224,7 +231,7 @@ def _groups(recipe: Recipe, visit: Visit, example: dict[str, Any]) -> tuple[Grou
     return tuple(g for g in found if not units.excluded(in_model(visit.name, g)))
 
 
-def _score(run: Run, visit: Visit, groups: tuple[Group, ...], example: dict[str, Any], shard: str) -> BlockRecord:
+def _score(run: Run, visit: Visit, groups: tuple[Group, ...], task: Task, shard: str) -> BlockRecord:
     """What the units of a loaded block are worth, written."""
     began = time.perf_counter()
     criterion = run.recipe.criterion
@@ -234,7 +241,6 @@ def _score(run: Run, visit: Visit, groups: tuple[Group, ...], example: dict[str,
     units = {g.name: g.units for g in groups}
     if groups := tuple(g for g in groups if g.name not in shared):
         check_weights(visit.block, groups)
-        task = Task(calib=Scored(visit.calls), forward=called, example=example)
         parameters = dict(visit.block.named_parameters())
         sources = Sources(visit.block, task, groups, parameters, seeded(run.seed), criterion.settings())
         try:
@@ -310,9 +316,11 @@ def _proved(run: Run, small: Skeleton, configs: Sequence[Any], written: Checkpoi
             text = config.to_json_string(use_diff=True)
             (run.part / CONFIG).write_text(text, encoding="utf-8")
             made = Skeleton(written)
-            one = steps(small, run.example, reads(small, written), names)
-            other = steps(made, run.example, reads(made), names)
-            found = first_difference(one, other, {n: n for n in names})
+            found = None
+            for example in run.examples:
+                one = steps(small, example, reads(small, written), names)
+                other = steps(made, example, reads(made), names)
+                found = found or first_difference(one, other, {n: n for n in names})
         except errors as error:
             found = f"{type(error).__name__}: {error}"
         if found is None:

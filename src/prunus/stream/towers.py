@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import inspect
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from torch import nn
 
+from prunus.core.errors import PrunusWarning, listed
 from prunus.core.task import Batch, Task
 
 FEATURES = ("get_image_features", "get_video_features", "get_audio_features", "get_text_features")
@@ -50,3 +52,10 @@ def unreached(blocks: Iterable[str], order: Sequence[str]) -> list[str]:
     left = [n for n in blocks if n not in set(order)]
     whole = {n.rpartition(".")[0] for n in left} - {n.rpartition(".")[0] for n in order}
     return list(dict.fromkeys(f"{p}.*" if (p := n.rpartition(".")[0]) in whole else n for n in left))
+
+
+def warn_unreached(blocks: Iterable[str], order: Sequence[str]) -> None:
+    """Say which blocks no calibration batch came to."""
+    if left := unreached(blocks, order):
+        what = f"no calibration batch comes to {listed(left)}: it is copied whole. Pass batches of its kind too"
+        warnings.warn(PrunusWarning(what), stacklevel=4)
