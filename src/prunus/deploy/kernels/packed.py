@@ -284,30 +284,22 @@ def _places(counts: Tensor, tile: int) -> tuple[Tensor, Tensor]:
 
 def _abreast(grid: Tensor, there: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Values, index, counts and starts of `rows`, of a weight [slot, row, column] and where it is other than zero."""
-    slots, _, tile = grid.shape
-    kind = _kind(3, tile)
+    kind = _kind(3, grid.shape[-1])
     entries, order = there.sum(-1).sort(dim=1, descending=True, stable=True)
-    counts = torch.stack([entries, order], 1).to(kind)
-    place, kept = _places(counts, tile)
-    rows = place // tile
-    missing = (~there).view(-1, tile).to(torch.uint8).argmax(-1)  # the first column that a row lacks
-    columns = missing[rows]
-    values = grid.new_zeros(kept.numel() + SLACK)
-    # Entries of a row follow each other down a lane: lane by lane, they are the row's columns in order.
-    flat = there.flatten().nonzero().flatten()
-    row = flat // tile
-    begin = there.view(-1, tile).sum(-1)
-    nth = torch.arange(len(flat)) - (begin.cumsum(0) - begin)[row]
-    lane = torch.empty(slots, ROWS, dtype=torch.long)
-    lane.scatter_(1, order, torch.arange(ROWS).expand(slots, ROWS).contiguous())
-    steps = entries.reshape(-1, ABREAST)[:, 0]
-    group = lane.flatten()[row] // ABREAST + row // ROWS * (ROWS // ABREAST)
-    at = ((steps.cumsum(0) - steps)[group] + nth) * ABREAST + lane.flatten()[row] % ABREAST
-    values[at] = grid.flatten()[flat]
-    columns.view(-1)[at] = flat % tile
-    per_slot = steps.view(slots, -1).sum(1) * ABREAST
-    starts = torch.cat([per_slot.new_zeros(1), per_slot.cumsum(0)])
-    return values, columns.flatten().to(kind), counts.flatten(), starts
+    steps = entries[:, ::ABREAST]
+    first = steps.flatten().cumsum(0) * ABREAST
+    starts = torch.cat([first.new_zeros(1), first[ROWS // ABREAST - 1 :: ROWS // ABREAST]])
+    first = (first - steps.flatten() * ABREAST).view_as(steps)
+    values, index = grid.new_zeros(int(starts[-1]) + SLACK), torch.empty(int(starts[-1]), dtype=kind)
+    for slot, rows in enumerate(order):  # one after the other: places of all of them would be larger than the weight
+        kept = there[slot, rows]
+        lane, column = kept.nonzero(as_tuple=True)
+        nth = torch.arange(len(lane)) - (entries[slot].cumsum(0) - entries[slot])[lane]
+        at = first[slot][lane // ABREAST] + nth * ABREAST + lane % ABREAST
+        missing = (~kept).to(torch.uint8).argmax(-1).to(kind).view(-1, ABREAST)  # the first column that each row lacks
+        index[starts[slot] : starts[slot + 1]] = missing.repeat_interleave(steps[slot], 0).flatten()
+        index[at], values[at] = column.to(kind), grid[slot, rows[lane], column]
+    return values, index, torch.stack([entries, order], 1).to(kind).flatten(), starts
 
 
 def _fill_of_pattern(there: Tensor, n: int, m: int) -> float | None:
