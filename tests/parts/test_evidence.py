@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, hessian
 from torch.nn import functional as F
 
+import prunus
 from prunus.core.errors import DataError, SpecError, StructureError, WeightsError
 from prunus.core.evidence import Sources
 from prunus.core.groups import Group, Member
@@ -415,3 +416,21 @@ def test_temperature_divides_tensors_and_logits() -> None:
         model = Recorded(loss)
         with mode.divided_outputs(model, 4.0):
             assert model(x).logits.tolist() == [expected] * 2
+
+
+@pytest.mark.parametrize("method", ["wanda", "sparsegpt", "ria"])
+def test_weights_that_multiply_no_rows_are_skipped(method: str) -> None:
+    """What reads the tokens of images, given text: it runs, on none."""
+
+    class Towers(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b, self.idle = nn.Linear(8, 6), nn.Linear(6, 4), nn.Linear(8, 6)
+
+        def forward(self, x: Tensor) -> Tensor:
+            out: Tensor = self.b(torch.cat([self.a(x), self.idle(x[x.sum(-1) > 1e9])]).relu())
+            return out
+
+    result = prunus.prune(Towers(), Task(calib=[torch.randn(16, 8)] * 2), method, sparsity=0.5)
+    assert set(result.skipped) == {"idle.weight"}
+    assert {n: int(m.sum()) for n, m in result.unit_masks.items()} == {"a.weight": 24, "b.weight": 12}

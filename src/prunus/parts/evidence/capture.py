@@ -296,7 +296,8 @@ def _side_by_side(
 def _by_name(uses: Iterable[Use], named: Mapping[str, Tensor]) -> dict[str, list[Use]]:
     found: dict[str, list[Use]] = {}
     for use in uses:
-        if use.name in named:
+        # On no rows (the tokens of images that a text does not have) it is not used at all; stacks count such tokens.
+        if use.name in named and (use.shares or use.x.numel()):
             found.setdefault(use.name, []).append(use)
     return found
 

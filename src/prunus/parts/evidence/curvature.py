@@ -281,16 +281,16 @@ def _gathered(sources: Sources, of: Callable[[Tensor], Tensor]) -> dict[str, See
             counts[use.name] = [a + len(x) for a, x in zip(counts.get(use.name, [0] * len(rows)), rows, strict=True)]
             first.setdefault(use.name, replace(use, x=use.x.new_empty(0)))
     names = list(dict.fromkeys(m.param for m in members))  # in an order that all processes have
-    check_reached(names, [n in first for n in names])
+    here = [n in first and any(counts[n]) for n in names]  # a weight may be used on no rows at all
+    check_reached(names, here)
     found: dict[str, Seen] = {}
-    for name in (n for n in names if n in first):
+    for name in (n for n, reached in zip(names, here, strict=True) if reached):
         use = first[name]
-        like = next(iter(sums[name].values()), None)
-        if like is not None:
-            each = [sums[name].get(i, torch.zeros_like(like)) for i in range(len(counts[name]))]
-            known = [n for n in counts[name] if n]
-            rows_of = tuple((n or sum(known) / len(known)) / batches for n in counts[name])
-            found[name] = Seen(use.in_axis, means(name, each, counts[name]), bool(use.shares), rows_of)
+        like = next(iter(sums[name].values()))
+        each = [sums[name].get(i, torch.zeros_like(like)) for i in range(len(counts[name]))]
+        known = [n for n in counts[name] if n]
+        rows_of = tuple((n or sum(known) / len(known)) / batches for n in counts[name])
+        found[name] = Seen(use.in_axis, means(name, each, counts[name]), bool(use.shares), rows_of)
     return found
 
 
