@@ -2,7 +2,13 @@
 
 from prunus.parts.allocation.ablation import Inverted, SharesOf, Shuffled
 from prunus.parts.allocation.affine import LearnedAffine
-from prunus.parts.allocation.ahead import ForwardDensities, OutlierDensities, PerLayer, SpectralDensities
+from prunus.parts.allocation.ahead import (
+    DeviationDensities,
+    ForwardDensities,
+    OutlierDensities,
+    PerLayer,
+    SpectralDensities,
+)
 from prunus.parts.allocation.bilinear import BilinearProgram
 from prunus.parts.allocation.clustered import Clustered, Refill, Regroup
 from prunus.parts.allocation.density import ERK, SmartRatio
@@ -41,6 +47,7 @@ __all__ = [
     "CostNormalized",
     "CostPenalized",
     "DependenceProgram",
+    "DeviationDensities",
     "ErrorGuarantee",
     "ExpertClusters",
     "ForwardDensities",

@@ -14,7 +14,13 @@ from prunus.core.evidence import Evidence
 from prunus.core.part import Allocation, Masks, Scores, Space
 from prunus.parts.allocation.ranking import NofM, Uniform
 from prunus.parts.allocation.wrapped import Around
-from prunus.parts.evidence.ahead import ForwardDifferenceEvidence, OutlierShareEvidence, TailExponentEvidence
+from prunus.parts.evidence.ahead import (
+    ForwardDifferenceEvidence,
+    LargeShareEvidence,
+    LargeShareOfBlockEvidence,
+    OutlierShareEvidence,
+    TailExponentEvidence,
+)
 
 HALVINGS = 100
 Shares = dict[str, float]
@@ -242,3 +248,48 @@ class ForwardDensities(Ahead):
         floor, top = max(0.0, density - self.above), max(layers.values())
         moved = {n: max(v, 1e-12 * top) / top if top > 0 else 1.0 for n, v in layers.items()}
         return lambda t: {n: floor + t * m for n, m in moved.items()}, 1 / min(moved.values())
+
+
+@dataclass(frozen=True)
+class DeviationDensities(Ahead):
+    """Blocks, and layers within them, keep more the more large weights they have: density + spread (b + l), with b the
+    share of a block's |w| above `often` times their mean and l that of a layer's above `times`, each less its mean over
+    the model and divided by its largest deviation (DPPA's Dynamic Pruning: Zhu et al. 2024, arXiv:2403.02799).
+
+    Cost: four passes over the weights; no data. Differs: both means are weighted with the layers' sizes, so that the
+    total stays exact (the code: blocks count alike); densities beyond [0, 1] are cut and made up for by the others.
+    """
+
+    of: Allocation = Uniform(within="layer")
+    often: float = 3.0
+    times: float = 5.0
+    spread: float = 0.08
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not (self.often > 0 and self.times > 0 and self.spread >= 0):
+            raise SpecError(f"{self}: often and times are above 0, the spread at least 0")
+
+    def foresees(self) -> Mapping[str, Evidence]:
+        return {"layers": LargeShareOfBlockEvidence(), "own": LargeShareEvidence()}
+
+    def rule(self, layers: Shares, density: float) -> tuple[Callable[[float], Shares], float]:
+        return lambda t: {n: t + self.spread * (v - 2) for n, v in layers.items()}, 1 + 4 * self.spread
+
+    def settled(self, density: float, space: Space, there: Mapping[str, int], **evidence: Any) -> Allocation:
+        both = [deviations({n: float(evidence[k].get(n, 0.0)) for n in space}, space) for k in ("layers", "own")]
+        return super().settled(density, space, there, layers={n: sum(d[n] for d in both) for n in space})
+
+    def __call__(
+        self, scores: Scores, density: float, space: Space, *, layers: Mapping[str, Tensor], **given: Any
+    ) -> Masks:
+        there, some = {n: count(s > -float("inf")) for n, s in scores.items()}, {n: space[n] for n in scores}
+        own = given.pop("own")
+        return self.settled(density, some, there, layers=layers, own=own)(scores, density, space, **given)
+
+
+def deviations(shares: Shares, space: Space) -> Shares:
+    """Numbers less their mean over units, the largest of them 1 or -1."""
+    mean = sum(v * space[n].units for n, v in shares.items()) / max(1, sum(g.units for g in space.values()))
+    most = max((abs(v - mean) for v in shares.values()), default=0.0)
+    return {n: (v - mean) / most if most > 0 else 0.0 for n, v in shares.items()}

@@ -73,6 +73,40 @@ def products(weight: Float[Tensor, "units ..."], norm: Float[Tensor, "units ..."
         yield w.double().abs().mul_(n)
 
 
+class LargeShareEvidence(Evidence):
+    """The share of the weights of a layer that are above `times` the mean of their sizes there; 0-d, float64.
+
+    Cost: two passes over the weights, 8 MB of them at a time.
+    """
+
+    blocks = True
+    setting: ClassVar[str] = "times"
+
+    def collect(self, sources: Sources) -> Iterator[GroupTensors]:
+        times, found = float(sources.settings.get(self.setting, 5.0)), dict[str, Tensor]()
+        for groups in self.populations(sources):
+            weights = [p.detach().reshape(-1) for g in groups for p in makers(g, sources)]
+            if total := sum(w.numel() for w in weights):
+                place = weights[0].device
+                mean = sum(float(s.double().abs().sum()) for w in weights for s in w.split(PIECE)) / total
+                above = sum(int((s.double().abs() > times * mean).sum()) for w in weights for s in w.split(PIECE))
+                found |= each(groups, torch.tensor(above / total, dtype=torch.float64, device=place))
+        yield found
+
+    def populations(self, sources: Sources) -> Iterable[list[Group]]:
+        """Which groups have one share."""
+        return ([g] for g in sources.groups)
+
+
+class LargeShareOfBlockEvidence(LargeShareEvidence):
+    """The same of the weights of a block together; `often` is the factor."""
+
+    setting = "often"
+
+    def populations(self, sources: Sources) -> Iterable[list[Group]]:
+        return dealt_to(sources).values()
+
+
 class TailExponentEvidence(Evidence):
     """The Hill estimate of the exponent of the power law that the larger half of a weight's squared singular values
     follows, averaged over the weights of a layer or block; 0-d, float64.
