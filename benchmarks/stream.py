@@ -32,6 +32,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from vision import define_missing
 
 from prunus.lab import ledger
 
@@ -270,24 +271,28 @@ def planned() -> list[str]:
     """What larger models would take, at this machine's rates and at given ones."""
     import transformers
 
+    from prunus import methods
+    from prunus.parts.allocation import NofM
     from prunus.stream.plan import Rates, measured_rates, plan
 
     here = measured_rates(torch.bfloat16)
     given = replace(Rates(GIVEN, GIVEN, GIVEN), select=1e9)
     heads = ("model", "method", "read and written, each", "largest block", "x x^T at once", "peak expected")
+    heads += ("of three blocks and what waits",)
     heads += ("FLOPs: forward", "moments", "solve", "hours here", f"hours at {GIVEN:g} FLOP/s")
     out = [line(*heads), line(*["---"] * len(heads))]
     with tempfile.TemporaryDirectory() as place:
         for name, (kind, sizes) in PLANNED.items():
             folder = Path(place) / "planned"
             getattr(transformers, kind)(dtype="bfloat16", **sizes).save_pretrained(folder)
-            for method in METHODS:
+            patterned = replace(methods.sparsegpt, name="sparsegpt 2:4", allocate=NofM(2, 4))
+            for method in (*map(methods.get, METHODS), methods.gblm, patterned):
                 one = plan(folder, method, samples=WINDOWS, length=LENGTH, rates=here)
                 other = plan(folder, method, samples=WINDOWS, length=LENGTH, rates=given)
                 sums = gb(one.gram["wave"]) if one.gram else ""
-                sizes_ = (gb(one.bytes), gb(one.block), sums, gb(one.peak))
+                sizes_ = (gb(one.bytes), gb(one.block), sums, gb(one.peak), f"{one.peak / one.bound:.2f}")
                 flops = [f"{v:.2g}" if v else "" for v in (one.forward, one.moments, one.solve)]
-                out.append(line(name, f"`{method}`", *sizes_, *flops, f"{one.hours:,.1f}", f"{other.hours:,.2f}"))
+                out.append(line(name, f"`{method.name}`", *sizes_, *flops, f"{one.hours:,.1f}", f"{other.hours:,.2f}"))
     rates = f"{here.forward / 1e9:,.0f} GFLOP/s in bfloat16, {here.wide / 1e9:,.0f} in float64, {here.solve / 1e9:,.0f}"
     told = f"This machine: {machine()}; {rates} in float32, {here.select / 1e6:,.0f} M weights chosen from per second;"
     return [f"{told} 1 GB/s of disk is assumed.\n", *out]
@@ -302,10 +307,12 @@ def page(rows: Sequence[Run]) -> str:
         *(part.strip() + "\n" for part in about[2:]),
         *table(rows),
         "\nMachine: " + "; ".join(dict.fromkeys(r.machine for r in rows)) + ".\n",
-        "SparseGPT needs E[x x^T] of a layer's inputs in float64; half of it is kept, and its factor takes its place.",
-        "Of the down projection alone it is 5632^2 / 2 x 8 bytes = 0.127 GB in the 1.1B shape and 0.485 GB in the 7B",
-        "one, 1.4 and 1.2 of their blocks. With the block, its masks, and a layer twice in float32, that is more",
-        "than three blocks: it does not keep the bound.\n",
+        "SparseGPT needs E[x x^T] of a layer's inputs in float64; half of it is kept, and its factor takes its place,",
+        "in float32 but for its diagonal. Of the down projection alone it is 5632^2 / 2 x 8 bytes = 0.127 GB in the",
+        "1.1B shape and 0.485 GB in the 7B one, 1.4 and 1.2 of their blocks. It is there alone: layers are taken from",
+        "the last to the first, and while those behind are pruned already, what feeds the others is still what the",
+        "whole block makes. That takes further forwards, each left at the last layer that is asked for.\n",
+        "The machine did other work meanwhile: seconds are too many.\n",
         "Tables outside of the blocks (embeddings, the output layer) are read twice: when a forward calls them, and to",
         "be copied. They are in memory while they are called, the output layer beside the last block: 0.131 and 0.088",
         "GB of the 1.1B shape. A vocabulary of more than two blocks' size would not keep the bound.\n",
@@ -317,9 +324,13 @@ def page(rows: Sequence[Run]) -> str:
         "is slower on most accelerators, and no CUDA device was at hand.\n",
         *planned(),
         "",
-        "As it is, SparseGPT holds half of E[x x^T] of all experts of a layer at once, and wants a machine with that",
-        "much memory; the experts are solved one by one. Unless a pattern (2:4) says how many weights each keeps, all",
-        "experts of a tensor are scored together first, which takes whole matrices and is not in these numbers.",
+        "Peaks leave out what a forward through a block makes of one batch, which hangs on how long that is.",
+        "SparseGPT holds half of E[x x^T] of all experts of one tensor at once, and solves them one by one. Unless a",
+        "pattern (2:4) says how many weights each keeps, all experts of a tensor are scored together first, by the",
+        "inverses of whole matrices of all of them. Half of E[x x^T] of the 70B model's down projection is 1.9 of its",
+        "blocks. transformers itself runs each expert of this mixture on all tokens: its forward takes more than the",
+        "FLOPs here, which are of the tokens that go to each. For GBLM the inputs of all blocks wait (`--memory` lays",
+        "them into files), and are in the peak.",
         "",
     ]
     return "\n".join(text)
@@ -341,6 +352,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--one", nargs=2, default=None, help=argparse.SUPPRESS)
     given = parser.parse_args(arguments)
     torch.set_num_threads(given.threads)
+    define_missing()
     if given.one is not None:
         folder, method = given.one
         print(json.dumps(prune(Path(folder), method, given.samples, given.length, given.shapes[0], given.layers)))

@@ -45,7 +45,7 @@ def test_what_is_chosen_anew_is_not_scored(allocate: Allocation, how: str, monke
     found, result = pruned(recipe, network())
     assert not calls
     for module in (carry, sweep):
-        monkeypatch.setattr(module, "undecided", lambda *_: None)
+        monkeypatch.setattr(module, "rebuilt_anew", lambda *_: None)
     scored, other = pruned(recipe, network())
     assert calls
     assert all(torch.equal(found[n], scored[n]) for n in scored)

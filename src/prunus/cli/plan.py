@@ -9,12 +9,17 @@ import typer
 
 from prunus.cli.networks import Network, folders_of
 from prunus.cli.output import Json, console, emit
+from prunus.cli.stream import patterned
 from prunus.core.errors import SpecError
 
 
 def plan(
     network: Network,
-    method: Annotated[str, typer.Option("--method", "-m", help="magnitude_uniform, wanda, sparsegpt or their like.")],
+    method: Annotated[str, typer.Option("--method", "-m", help="magnitude_uniform, wanda, gblm, sparsegpt or such.")],
+    sparsity: Annotated[
+        str | None,
+        typer.Option("--sparsity", help="As for prune; with a pattern (2:4) experts need not be scored."),
+    ] = None,
     samples: Annotated[int, typer.Option("--samples", min=1, help="Windows of calibration text.")] = 128,
     length: Annotated[int, typer.Option("--length", min=1, help="Tokens of a window.")] = 2048,
     flops: Annotated[
@@ -31,7 +36,7 @@ def plan(
     from prunus.stream.plan import plan as planned
 
     (folder,) = folders_of([network], "plans are for folders of transformers models")
-    recipe = methods.get(method)
+    recipe, _ = patterned(methods.get(method), sparsity)
     if not isinstance(recipe, Recipe):
         raise SpecError(f"{method} is a procedure, which wants the whole model: there is no plan for it")
     if flops is None:

@@ -69,6 +69,7 @@ class Layer:
         parts: the units form this many equal consecutive parts, which have to keep equally many each.
         stored: the type that the weights come from and go back to. A reconstruction may compute in float32 where it is
             no finer than that, if it says how far off that can be.
+        own: whether `keep` is this layer's alone, so that a reconstruction that chooses may write its choice into it.
     """
 
     name: str
@@ -86,6 +87,7 @@ class Layer:
     box: Int[Tensor, "in"] | None = None
     parts: int = 1
     stored: torch.dtype = torch.float64
+    own: bool = False
 
     @property
     def width(self) -> int:

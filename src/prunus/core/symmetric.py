@@ -29,6 +29,7 @@ class Symmetric:
     Attributes:
         panels: `[stop, columns]` each: the rows above `stop` of the columns that end there.
         factored: set by who puts a triangular factor into its place; None while it is itself.
+        corners: of a factor that was narrowed, blocks on its diagonal in float64, and which; empty before.
 
     Memory: width^2 / 2 + 128 width numbers.
     """
@@ -36,6 +37,7 @@ class Symmetric:
     def __init__(self, panels: Iterable[Tensor]) -> None:
         self.panels = list(panels)
         self.factored: Factored | None = None
+        self.corners: list[tuple[slice, Tensor]] = []
 
     @classmethod
     def zeros(cls, width: int, device: torch.device | str = "cpu") -> Symmetric:
@@ -110,6 +112,16 @@ class Symmetric:
         """Whether it holds neither NaN nor infinite numbers (nor any whose sum is)."""
         return all(bool(p.sum().isfinite()) for p in self.panels)
 
+    def narrow_(self, step: int) -> None:
+        """Let a factor's numbers be float32, but for blocks of `step` on its diagonal; panel by panel, in half the
+        memory.
+        """
+        assert self.factored is not None
+        if not self.corners:
+            self.corners = [(span, self.corner(span)) for span in spans(self.width, step)]
+            for at, panel in enumerate(self.panels):
+                self.panels[at] = panel.float()
+
     def upper(self, rows: slice, columns: slice) -> Iterator[tuple[slice, Tensor]]:
         """What the panels hold of some columns, and of these rows: which columns, and a view of `[rows, columns]`."""
         for span, panel in self.spans():
@@ -130,6 +142,11 @@ class Symmetric:
         made = torch.zeros(size, size, dtype=torch.float64, device=self.device)
         for columns, part in self.upper(span, span):
             made[: len(part), columns.start - span.start : columns.stop - span.start] = part
+        for own, fine in self.corners:
+            start, stop = max(own.start, span.start), min(own.stop, span.stop)
+            if start < stop:
+                inside, here = (slice(start - by, stop - by) for by in (own.start, span.start))
+                made[here, here] = fine[inside, inside]
         return made.triu()
 
 

@@ -69,7 +69,7 @@ def mask_state_(optimizers: Iterable[torch.optim.Optimizer], masks: Mapping[Tens
                         local(value).mul_(part(masks[p], value))
 
 
-def digest(masks: Masks) -> str:
+def digest(masks: Mapping[str, Tensor]) -> str:
     """SHA-256 of all masks, in order: equal digests mean equal masks."""
     sha = hashlib.sha256()
     for name in sorted(masks):
@@ -94,7 +94,7 @@ def unpack(packed: Tensor, shape: tuple[int, ...]) -> Tensor:
     return bits.reshape(-1)[:size].bool().reshape(shape)
 
 
-def check_ranks(masks: Masks) -> None:
+def check_ranks(masks: Mapping[str, Tensor]) -> None:
     """Fail where the processes of a distributed run came to different masks."""
     if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
         return

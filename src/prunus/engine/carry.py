@@ -14,7 +14,7 @@ from prunus.engine.recover import recovered
 from prunus.engine.rewind import target
 from prunus.engine.select import collapsed, warn_collapse
 from prunus.engine.sweep import swept
-from prunus.engine.undecided import undecided
+from prunus.engine.undecided import rebuilt_anew
 
 if TYPE_CHECKING:
     from prunus.engine.session import Session
@@ -34,16 +34,17 @@ def run(session: "Session", event: Event) -> None:
     before, recipe = session.masks, session.recipe
     left: Masks | None = None
     by_block = recipe.sweep == "blocks"
+    anew = None if event.regrow or event.grow or by_block else rebuilt_anew(session, event)
     if event.regrow:
         masks, left = regrown(session, event, session.gradients)
     elif event.grow:
         masks = grown(session, event, session.gradients)
     else:
-        masks = swept(session, event) if by_block else undecided(session, event) or ranked(session, event)
+        masks = swept(session, event) if by_block else anew or ranked(session, event)
     check_ranks(masks)
     if event.settle is not None and not settles(session, event, masks):
         return
-    if recipe.reconstruct is not None and not (event.regrow or event.grow or event.mark or by_block):
+    if recipe.reconstruct is not None and not (event.regrow or event.grow or event.mark or by_block or anew):
         masks = rebuilt(session, masks)
     session.collapsed = collapsed(masks, None, session.groups)
     warn_collapse(collapsed(masks, before, session.groups), recipe.name)

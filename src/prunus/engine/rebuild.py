@@ -1,7 +1,7 @@
 """Reconstruction: after a selection, layer by layer in the order of the network, what stays makes up for what goes."""
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from math import prod
 from typing import TYPE_CHECKING
@@ -17,6 +17,7 @@ from prunus.core.layer import Choose, Layer, Update
 from prunus.core.part import Masks
 from prunus.core.rows import rows_top_k
 from prunus.engine.apply_ import apply_, parameter_masks
+from prunus.engine.backwards import backwards
 from prunus.engine.decide import sources_of
 from prunus.engine.waves import Read, read_by, waves
 from prunus.parts.evidence.capture import Use
@@ -26,14 +27,14 @@ if TYPE_CHECKING:
 
 
 @torch.no_grad()
-def rebuilt(session: "Session", masks: Masks) -> Masks:
+def rebuilt(session: "Session", masks: Mapping[str, Tensor]) -> Masks:
     """The masks after the recipe's reconstruction has written new weights, which it may also have chosen by itself.
 
     In the order in which the network first uses what reads them: statistics of a group's readers' inputs are those with
     the groups before it pruned and rebuilt and this one still whole, then its readers are rebuilt, then its units are
     zeroed. Groups fed by the same tensor share a pass and its moments (`waves`), which changes no bit of the result.
     Single weights of a block of a larger model (`session.is_block`) are rebuilt on what they are fed while all of it is
-    whole, where the recipe's part says so (`Reconstruction.fed`), after one pass.
+    whole, where the recipe's part says so (`Reconstruction.fed`), those that it uses last first (`backwards`).
     Cost: one forward over the calibration batches per wave, and half of a float64 `[in, in]` per distinct input of it.
     Groups that nothing visible reads keep their masks without a reconstruction; a warning names them.
     Where a reconstruction goes by more than inputs (`asks`), that is gathered instead, once, of the model as it was.
@@ -42,15 +43,17 @@ def rebuilt(session: "Session", masks: Masks) -> Masks:
     part = session.recipe.reconstruct
     assert part is not None
     if part.asks():
-        return moved(session, masks)
-    done: Masks = dict(masks)
+        return moved(session, dict(masks))
+    done: Masks = {}
+    pruned = {n: not full(masks[n]) for n in masks}
     unseen: list[str] = []
     bare: list[str] = []
-    at_once = session.is_block and part.fed == "whole"
-    for wave, read in waves(session, lambda g: not full(masks[g.name]), at_once=at_once):
+    told_whole = session.is_block and part.fed == "whole" and not any(g.movable for g in session.groups)
+    for wave, read in (backwards if told_whole else waves)(session, lambda g: pruned[g.name]):
 
         def one(group: Group, read: Read = read) -> tuple[Tensor, int, list[str]]:
-            found = rebuilt_group(session, group, masks[group.name], read)
+            own = masks[group.name].clone() if isinstance(masks, dict) else masks[group.name]  # which is made anew
+            found = rebuilt_group(session, group, own.contiguous(), read)
             apply_(session.parameters, parameter_masks([group], {group.name: found[0]}, session.parameters))
             read.forget([m.param for m in read_by(group)] if group.elementwise else [])
             return found
@@ -62,8 +65,8 @@ def rebuilt(session: "Session", masks: Masks) -> Masks:
             done[group.name] = mask
             unseen += [] if readers else [group.name]
             bare += without
-    report(type(part).__name__, unseen, bare, sum(not full(m) for m in masks.values()))
-    return done
+    report(type(part).__name__, unseen, bare, sum(pruned.values()))
+    return {n: done[n] if n in done else masks[n] for n in masks}
 
 
 def moved(session: "Session", masks: Masks) -> Masks:
@@ -94,15 +97,20 @@ def moved(session: "Session", masks: Masks) -> Masks:
 def rebuilt_group(
     session: "Session", group: Group, mask: Bool[Tensor, "*units"], read: Read
 ) -> tuple[Bool[Tensor, "*units"], int, list[str]]:
-    """Rebuild the readers of one group: its mask, how many layers they are, and those without the bias to write to."""
+    """Rebuild the readers of one group: its mask, for which the one given may be written to, how many layers they are,
+    and those without the bias to write to.
+    """
     part = session.recipe.reconstruct
     assert part is not None
-    own, count, bare = mask.clone(memory_format=torch.contiguous_format), 0, list[str]()
+    own, count, bare = mask, 0, list[str]()
     for count, (spot, layer) in enumerate(layers(session, group, mask, read), 1):  # noqa: B007 (how many there were)
         update = part(layer, chooser(layer))
         if not write_(session, spot, update):
             bare.append(spot.use.name)
-        own = chosen(group, spot, layer, update, own)
+        keep = update.keep
+        del update  # weights as large as the layer
+        if not torch.equal(keep, layer.keep):
+            own = chosen(group, spot, layer, keep, own)
     return own, count, bare
 
 
@@ -134,7 +142,8 @@ class Spot:
 def layers(session: "Session", group: Group, mask: Bool[Tensor, "*units"], read: Read) -> Iterator[tuple[Spot, Layer]]:
     """What is to be rebuilt when a group is pruned, each with the statistics of its inputs."""
     members = {m.param: m for m in read_by(group)}
-    may = session.masks[group.name] | mask
+    before = session.masks[group.name]
+    may = before if full(before) else before | mask
     for name, use in read.uses.items():
         if name not in members:
             continue
@@ -149,11 +158,12 @@ def layers(session: "Session", group: Group, mask: Bool[Tensor, "*units"], read:
         each = out // use.groups
         for g, mean in enumerate(read.means(name)):
             rows, place = slice(g * each, (g + 1) * each), mean.gram.device  # another one than the weight's, of a crew
+            kept = own_rows(use, keep, rows).reshape(each, width).to(place)
             layer = Layer(
                 name=name,
                 w=copied(own_rows(use, p.detach(), rows).reshape(each, width).to(place)),
                 bias=None if bias is None else bias[rows].to(place, copy=True),
-                keep=own_rows(use, keep, rows).reshape(each, width).to(place),
+                keep=kept,
                 gram=mean.gram,  # type: ignore[arg-type]  # which reads as a tensor
                 mean=mean.sum,
                 count=mean.n,
@@ -165,6 +175,7 @@ def layers(session: "Session", group: Group, mask: Bool[Tensor, "*units"], read:
                 box=None if (box := boxes(session, group, use)) is None else box.to(place),
                 parts=group.parts,
                 stored=p.dtype,
+                own=group.elementwise and kept.data_ptr() == own_rows(use, keep, rows).data_ptr(),
             )
             yield Spot(use, member, rows), layer
 
@@ -251,8 +262,8 @@ def chooser(layer: Layer) -> Choose:
     by_row = rows > 1 and bool((each == each[0]).all())
     stands = not layer.free or layer.whole_columns
     out = None if layer.allowed is None or full(layer.allowed) else ~layer.allowed
-    owner = None if layer.block is None else layer.block.tolist()
-    across = None if layer.block is None else layer.keep.T.contiguous()
+    owner = [] if layer.block is None else layer.block.tolist()
+    due_in = {} if layer.block is None else kept_in_blocks(layer.keep, layer.block)
     taken = 0
 
     def choose(scores: Float[Tensor, "out b"], columns: slice) -> Bool[Tensor, "out b"]:
@@ -262,14 +273,14 @@ def chooser(layer: Layer) -> Choose:
             return was
         if out is not None:
             scores = scores.masked_fill(out[:, columns], -torch.inf)
-        if owner is not None and across is not None:
+        if due_in:
             here = owner[columns]
             if len(set(here)) == 1:
-                return rows_top_k(scores, count_rows(across[columns].T))
+                return rows_top_k(scores, due_in[here[0]])
             keep = torch.zeros_like(was)
             for block in dict.fromkeys(here):
                 inside = [i for i, b in enumerate(here) if b == block]
-                keep[:, inside] = rows_top_k(scores[:, inside], count_rows(was[:, inside]))
+                keep[:, inside] = rows_top_k(scores[:, inside], due_in[block])
             return keep
         stop = columns.indices(width)[1]
         due = round(int(each[0] if by_row else each.sum()) * stop / width) - taken
@@ -278,6 +289,19 @@ def chooser(layer: Layer) -> Choose:
         return keep.reshape(was.shape)
 
     return choose
+
+
+def kept_in_blocks(keep: Bool[Tensor, "out in"], block: Int[Tensor, "in"]) -> dict[int, int | Int[Tensor, "out"]]:
+    """Block -> how many of its weights each row keeps; a number where all rows keep equally many."""
+    number, width, most = int(block.max()) + 1, len(block), int(torch.bincount(block).max())
+    kind = torch.uint8 if most < 256 else torch.int64
+    across = keep.T.to(kind, memory_format=torch.contiguous_format)
+    if torch.equal(block, torch.arange(width, device=block.device) // most) and width == number * most:
+        found = across.reshape(number, most, len(keep)).sum(1, dtype=kind)
+    else:
+        found = torch.zeros(number, len(keep), dtype=kind, device=keep.device).index_add_(0, block, across)
+    alike = (found == found[:, :1]).all(1).tolist()
+    return {b: int(found[b, 0]) if same else found[b].long() for b, same in enumerate(alike)}
 
 
 def write_(session: "Session", spot: Spot, update: Update) -> bool:
@@ -292,12 +316,10 @@ def write_(session: "Session", spot: Spot, update: Update) -> bool:
     return spot.use.bias is not None
 
 
-def chosen(group: Group, spot: Spot, layer: Layer, update: Update, mask: Tensor) -> Tensor:
+def chosen(group: Group, spot: Spot, layer: Layer, keep: Tensor, mask: Tensor) -> Tensor:
     """The group's mask as a reconstruction that selects by itself left it; written into the one that is given."""
-    if torch.equal(update.keep, layer.keep):
-        return mask
     if layer.box is not None:
-        kept, some = (f(update.keep[:, layer.box_columns], 2) for f in (torch.all, torch.any))
+        kept, some = (f(keep[:, layer.box_columns], 2) for f in (torch.all, torch.any))
         if torch.equal(kept, some):
             mask[spot.rows] = kept
             return mask
@@ -310,8 +332,8 @@ def chosen(group: Group, spot: Spot, layer: Layer, update: Update, mask: Tensor)
         raise StructureError(f"the units of {group.name} are not {layer.name}'s alone to choose: take layer.keep")
     if group.elementwise:
         rows = own_rows(spot.use, mask.view(group.weight), spot.rows)
-        rows.copy_(update.keep.reshape(rows.shape))
+        rows.copy_(keep.reshape(rows.shape))
         return mask
     kept = torch.zeros(group.units, dtype=torch.bool, device=mask.device)
-    kept[layer.unit[update.keep.any(0) & (layer.unit >= 0)]] = True
+    kept[layer.unit[keep.any(0) & (layer.unit >= 0)]] = True
     return kept.reshape(mask.shape)

@@ -13,7 +13,7 @@ from prunus.engine.ahead import foretold, settled, within
 from prunus.engine.apply_ import apply_, check_ranks, parameter_masks
 from prunus.engine.decide import ranked
 from prunus.engine.rebuild import rebuilt
-from prunus.engine.undecided import undecided
+from prunus.engine.undecided import rebuilt_anew
 from prunus.engine.walk import blocks_in, chained, check_repeatable, walk
 
 if TYPE_CHECKING:
@@ -59,7 +59,8 @@ def swept(session: "Session", event: Event) -> Masks:
         part = within(session, visit, groups, block_seed(session.seed, visit.name))
         part.recipe, part.known = recipe, known
         try:
-            chosen = undecided(part, event) or ranked(part, event)
+            anew = rebuilt_anew(part, event)
+            chosen = anew or ranked(part, event)
         except NothingScored as error:
             nothing = error
             skipped |= {g.name: "nothing scores this block" for g in groups}
@@ -67,7 +68,7 @@ def swept(session: "Session", event: Event) -> Masks:
         scored = True
         skipped |= part.skipped
         check_ranks(chosen)
-        if session.recipe.reconstruct is not None:
+        if session.recipe.reconstruct is not None and not anew:
             chosen = rebuilt(part, chosen)
         apply_(session.parameters, parameter_masks(groups, chosen, session.parameters))
         masks |= chosen

@@ -127,9 +127,7 @@ def fed(sums: list[Moments]) -> list[Moments]:
     return [m if m.n else every.copy() for m in sums]
 
 
-def waves(
-    session: "Session", pruned: Callable[[Group], bool], *, at_once: bool = False
-) -> Iterator[tuple[list[Group], Read]]:
+def waves(session: "Session", pruned: Callable[[Group], bool]) -> Iterator[tuple[list[Group], Read]]:
     """The pruned groups in the order in which the network first uses what reads them, a few at a time, with what their
     readers are fed when the groups before are pruned and rebuilt and these are still whole.
 
@@ -137,18 +135,10 @@ def waves(
     same tensor, and nothing that rebuilding one of them changes is used before that tensor is there: then it is what
     it would be if they came one by one, bit for bit. Cost: one forward over the calibration batches for each such wave,
     whose moments alone are held: half of a float64 `[in, in]` for every distinct input.
-    With `at_once` all single weights come together, in one forward, and are told what they are fed while all are whole.
     """
-    uses, order = in_order(session)
-    if ranks() > 1:
-        device = next((p.device for p in session.parameters.values()), torch.device("cpu"))
-        check_agreement({"order of layers": " ".join(f"{g.name}:{g.members[0].param in uses}" for g in order)}, device)
-    waiting = [g for g in order if pruned(g)]
+    waiting, uses = begun(session, pruned)
     alike = {g.name: shared(g, uses) for g in waiting}
-    uses.clear()
-    if at_once and waiting and not any(g.movable for g in waiting):
-        yield waiting, whole(session, waiting)
-        return
+    uses = {}  # or a batch of inputs would be held
     while waiting:
         planned = agreed(session, together(waiting, alike))
         read, found = observed(session, waiting[:planned])
@@ -156,6 +146,15 @@ def waves(
         yield waiting[:count], read
         read.sums.clear()  # whoever asked may still hold it while the next pass runs
         waiting = waiting[count:]
+
+
+def begun(session: "Session", pruned: Callable[[Group], bool]) -> tuple[list[Group], Uses]:
+    """The pruned groups as the network uses them, on which all processes agree, and what a batch shows of them."""
+    uses, order = in_order(session)
+    if ranks() > 1:
+        device = next((p.device for p in session.parameters.values()), torch.device("cpu"))
+        check_agreement({"order of layers": " ".join(f"{g.name}:{g.members[0].param in uses}" for g in order)}, device)
+    return [g for g in order if pruned(g)], uses
 
 
 def whole(session: "Session", groups: list[Group]) -> Read:

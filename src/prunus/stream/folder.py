@@ -94,7 +94,7 @@ def prune_folder(
         the recipe's own; memory: a block, its scores and masks, what the recipe collects on it, and its inputs for all
         batches.
     Process: where whole blocks stay (no units or layers go), glibc's threshold for memory maps is set for the whole
-        process, for good: tensors of 4 MB and more go back to the system at once (`prunus.stream.memory.tight`).
+        process, for good: tensors of 1 MB and more go back to the system at once (`prunus.stream.memory.tight`).
     Errors: `DataError` for a damaged folder or data that does not fit; `SpecError` for a recipe that is not local, or
         an unfinished run of something else; nothing is left half-written at `out`.
     """

@@ -5,12 +5,12 @@ import gc
 import os
 from typing import Any
 
-LARGE = 1 << 22
+LARGE = 1 << 20
 _MMAP_THRESHOLD = -3
 
 
 def tight() -> None:
-    """From now on tensors of 4 MB and more come from the system one by one, and go back to it when they are freed.
+    """From now on tensors of 1 MB and more come from the system one by one, and go back to it when they are freed.
 
     glibc keeps what was freed below 32 MB in its heaps, in pieces that the next tensors may not fit into: of a model of
     1.1 B parameters that was as much as a block.

@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -24,16 +23,19 @@ from prunus.core.symmetric import numbers
 from prunus.engine.prepare import resolve_recipe
 from prunus.engine.walk import blocks_in
 from prunus.parts.evidence.ahead import ForwardDifferenceEvidence, OutlierShareEvidence, TailExponentEvidence
-from prunus.parts.evidence.curvature import InputNormEvidence, ReaderWeightEvidence
+from prunus.parts.evidence.curvature import InputLengthEvidence, InputNormEvidence, ReaderWeightEvidence
+from prunus.parts.evidence.regional import GradLengthEvidence
+from prunus.stream.needs import WIDE, Matrices, all_of, fews, forwards, matrices, plain_needs, surgeon_needs
 from prunus.stream.shards import INDEX, Checkpoint
 from prunus.stream.skeleton import built
+from prunus.stream.slopes import asked
 
-WIDE = 8
-"""Bytes of a float64, in which half of x x^T is summed up."""
-PASSES = {"none": 1, "inputs": 2, "surgeon": 5}
+PASSES = {"none": 1, "inputs": 2, "gradients": 2, "surgeon": 5}
 """Forwards of a block: one with its new weights; one to score it; for every wave of layers one (a decoder block has
-four: queries, keys and values; their output; gate and up; down), or one for all where they are told of the whole block
-(`Reconstruction.fed`), and one more where experts are scored."""
+four: queries, keys and values; their output; gate and up; down), or what `forwards` says where they are told of the
+whole block (`Reconstruction.fed`), and one more where experts are scored."""
+BEHIND = 4
+"""Bytes of the length of a weight's gradient (GBLM-Pruner)."""
 
 
 @dataclass(frozen=True)
@@ -60,20 +62,6 @@ class Rates:
 
 
 @dataclass(frozen=True)
-class Matrices:
-    """Equal linear maps of a block: one, or the experts of a stack."""
-
-    name: str
-    out: int
-    width: int
-    count: int = 1
-
-    @property
-    def size(self) -> int:
-        return self.out * self.width * self.count
-
-
-@dataclass(frozen=True)
 class Plan:
     """What it will take; bytes, FLOPs, seconds.
 
@@ -81,14 +69,17 @@ class Plan:
         model, recipe, tokens: what is planned.
         dtype: the type of the weights.
         bytes: all weights, which are read once and written once (tables that a forward calls are read twice).
-        ahead: of what comes first where densities are dealt out ahead, else empty: bytes of the blocks, which are read
-            once more (for every block, where they go by the loss), FLOPs of forwards and of singular values, and
-            weights scored.
+        ahead: of what comes first where densities are dealt out ahead, or gradients are gathered, else empty: bytes of
+            the blocks, which are read once more (for every block, where densities go by the loss; twice for gradients,
+            whose lengths are `written` beside them and read again), FLOPs of forwards (and a backward) and of singular
+            values, and weights scored.
         blocks: how many, and `block` bytes of the largest.
-        waiting: activations that wait between blocks.
+        waiting: activations that wait between blocks; of a pass that goes by the loss, for every trial, or of all
+            blocks and the gradients of one.
         gram: bytes of x x^T, of the block whose matrices together have the most, and of the most of them that are held
             at once.
-        peak: memory that is expected beyond what the process has when it begins.
+        peak: memory that is expected beyond what the process has when it begins, and beside what a forward (of
+            gradients: a forward and backward) through a block makes of a single batch, which hangs on how long that is.
         bound: three of the largest block and what waits.
         forward, moments, solve: FLOPs of running blocks on the calibration data, of summing up x x^T, and of solving.
         seconds: of each of these, and of reading, writing and choosing, at `rates`.
@@ -125,8 +116,9 @@ class Plan:
 def plan(folder: str | Path, recipe: Recipe | str, *, samples: int, length: int, rates: Rates) -> Plan:
     """What `prune_folder` will take for `samples` windows of `length` tokens.
 
-    For single weights, and for recipes without data (magnitude), by the norms of inputs (Wanda), or with `ObsUpdate`
-    (SparseGPT); where densities are dealt out ahead (OWL, AlphaPruning, ECoFLaP), with the passes for these.
+    For single weights, and for recipes without data (magnitude), by the norms of inputs (Wanda), with gradients of the
+    loss (GBLM-Pruner), or with `ObsUpdate` (SparseGPT); where densities are dealt out ahead (OWL, AlphaPruning,
+    ECoFLaP), with the passes for these.
     Estimates: tokens go to experts evenly; attention costs its two products over whole windows; x x^T is shared by
     layers with the names that Llama gives to queries, keys and values, gate and up, and by no others.
     Errors: `SpecError` for other recipes, or where config.json names no class of transformers.
@@ -143,24 +135,24 @@ def plan(folder: str | Path, recipe: Recipe | str, *, samples: int, length: int,
     active = [sum(m.size * (share if m.count > 1 else 1.0) for m in ms) for ms in each]
     attention = 4 * tokens * length * hidden * len(blocks)
     once = sum(2 * tokens * a for a in active) + attention
-    at_once = kind == "surgeon" and getattr(recipe.reconstruct, "fed", "pruned") == "whole"
-    passes = PASSES[kind] if not at_once else 2 + any(m.count > 1 for ms in each for m in ms)
-    forward = passes * once
+    whole = kind == "surgeon" and getattr(recipe.reconstruct, "fed", "pruned") == "whole"
+    scored = kind == "surgeon" and not recipe.allocate.pattern and any(m.count > 1 for ms in each for m in ms)
+    passes = [
+        1 + forwards(ms) + (scored and any(m.count > 1 for m in ms)) if whole else float(PASSES[kind]) for ms in each
+    ]
+    forward = sum(p * (2 * tokens * a + attention / len(blocks)) for p, a in zip(passes, active, strict=True))
     wide, solve = 0.0, 0.0
     for one in (m for ms in each for m in ms):
         seen = tokens * (share if one.count > 1 else 1.0)  # by all matrices of a stack together
         if kind == "surgeon":
-            wide += 2 * seen * numbers(one.width) / shared_by(one)
-            solve += one.count * operations(recipe)(one.out, one.width, shared_by(one))
+            wide += 2 * seen * numbers(one.width) / one.shared_by
+            solve += one.count * operations(recipe)(one.out, one.width, one.shared_by)
     waiting = tokens * hidden * item
-    grams = [[(m, WIDE * numbers(m.width) * m.count) for m in ms] for ms in each]
-    scored = max((m for ms in each for m in ms), key=lambda m: m.size).count > 1
-    wave = max(all_of(g) if at_once or scored else max((n for _, n in g), default=0) for g in grams)
     block = item * max(sizes)
     inner = {id(p) for b in blocks.values() for p in b.parameters()}
     # The last block is still there when what follows it is called.
     tables = block + item * max((p.numel() for p in model.parameters() if id(p) not in inner), default=0)
-    needed = max(block_needs(kind, item, size, g, at_once or scored) for size, g in zip(sizes, grams, strict=True))
+    needed = max(_needed(kind, item, size, ms, tokens, whole, scored) for size, ms in zip(sizes, each, strict=True))
     inside = sum(m.size for ms in each for m in ms)
     seconds = {
         "forward": forward / rates.forward,
@@ -187,6 +179,11 @@ def plan(folder: str | Path, recipe: Recipe | str, *, samples: int, length: int,
         elif reads == "labels":
             waiting *= max(tries)
             needed = max(needed, block + 3 * item * max(m.size for m in every))  # as it was, its direction, moved
+    elif kind == "gradients":
+        ahead = _gradients(item * sum(sizes), once, BEHIND * inside)
+        seconds["ahead"] = ahead["forward"] / rates.forward + (ahead["bytes"] + 2 * ahead["written"]) / rates.disk
+        waiting *= len(blocks) + 2  # what goes into each block, what the last one gives, and its gradient
+        needed = max(needed, 2 * block + BEHIND * max(sum(m.size for m in ms) for ms in each))  # and their sums
     return Plan(
         model=f"{folder.name} ({type(model).__name__})",
         recipe=recipe.name,
@@ -197,7 +194,7 @@ def plan(folder: str | Path, recipe: Recipe | str, *, samples: int, length: int,
         blocks=len(blocks),
         block=block,
         waiting=waiting,
-        gram={"block": max(map(all_of, grams)), "wave": wave} if kind == "surgeon" else {},
+        gram=_grams(each, whole=whole) if kind == "surgeon" else {},
         peak=waiting + max(needed, tables),
         bound=3 * block + waiting,
         forward=forward,
@@ -209,19 +206,41 @@ def plan(folder: str | Path, recipe: Recipe | str, *, samples: int, length: int,
     )
 
 
+def _gradients(blocks: int, once: float, lengths: int) -> dict[str, float]:
+    """The pass that gathers the loss's gradients: a forward, the blocks run again, and the two products of a backward
+    for each of a forward; blocks are read forward and backward.
+    """
+    return {"bytes": 2.0 * blocks, "forward": 4 * once, "spectra": 0.0, "scored": 0.0, "written": float(lengths)}
+
+
+def _grams(each: Sequence[Sequence[Matrices]], *, whole: bool) -> dict[str, int]:
+    return {
+        "block": max(all_of(ms) for ms in each),
+        "wave": max(all_of(few) for ms in each for few in fews(ms, whole=whole)),
+    }
+
+
+def _needed(kind: str, item: int, size: int, layers: Sequence[Matrices], tokens: int, whole: bool, scored: bool) -> int:
+    if kind == "surgeon":
+        scored = scored and any(m.count > 1 for m in layers)
+        return surgeon_needs(item, size, layers, tokens, whole=whole, scored=scored)
+    known = BEHIND * sum(m.size for m in layers) if kind == "gradients" else 0
+    score = {"none": item, "inputs": 2 * item, "gradients": WIDE}[kind]
+    return plain_needs(item, size, layers, scored=score) + known
+
+
 def _kind(recipe: Recipe) -> str:
-    asked = {type(e) for e in recipe.criterion.asks().values() if e.reads != "nothing"}
-    if recipe.structure != "structured" and recipe.reconstruct is None and not asked:
-        return "none"
-    if (
-        recipe.structure != "structured"
-        and recipe.reconstruct is None
-        and asked <= {InputNormEvidence, ReaderWeightEvidence}
-    ):
-        return "inputs"
+    reads = {type(e) for e in recipe.criterion.asks().values() if e.reads != "nothing"}
+    if recipe.structure != "structured" and recipe.reconstruct is None:
+        if not reads:
+            return "none"
+        if reads <= {InputNormEvidence, ReaderWeightEvidence}:
+            return "inputs"
+        if asked(recipe) and reads <= {InputLengthEvidence, ReaderWeightEvidence, GradLengthEvidence}:
+            return "gradients"
     if recipe.structure != "structured" and hasattr(recipe.reconstruct, "operations"):
         return "surgeon"
-    raise SpecError(f"what {recipe.name} takes is not known: magnitude, Wanda and SparseGPT (and their like) are")
+    raise SpecError(f"what {recipe.name} takes is not known: magnitude, Wanda, GBLM and SparseGPT (and their like) are")
 
 
 def _ahead(recipe: Recipe) -> str | None:
@@ -269,53 +288,6 @@ def routed(config: Any) -> float:
 
 
 EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts")
-
-
-def matrices(block: nn.Module, hidden: int) -> Iterator[Matrices]:
-    """The linear maps of a block: matrices, and stacks of them."""
-    stacks = {n: p for n, p in block.named_parameters() if p.ndim == 3}
-    longest = max((n for p in stacks.values() for n in p.shape[1:]), default=0)
-    for name, p in block.named_parameters():
-        if p.ndim == 2:
-            yield Matrices(name, p.shape[0], p.shape[1])
-        elif p.ndim == 3:
-            # What is computed at once (gate and up) is longer than what goes back to the model's width.
-            out, width = (max(p.shape[1:]), min(p.shape[1:])) if longest in p.shape[1:] else _back(p.shape, hidden)
-            yield Matrices(name, out, width, p.shape[0])
-
-
-def _back(shape: torch.Size, hidden: int) -> tuple[int, int]:
-    own = [n for n in shape[1:] if n != hidden] or [hidden]
-    return prod(shape[1:]) // max(own), max(own)
-
-
-def shared_by(one: Matrices) -> int:
-    """How many layers of a decoder block are fed by one tensor: queries, keys and values; gate and up."""
-    leaf = one.name.split(".")[-2] if "." in one.name else one.name
-    return {"q_proj": 3, "k_proj": 3, "v_proj": 3, "gate_proj": 2, "up_proj": 2}.get(leaf, 1)
-
-
-def all_of(grams: list[tuple[Matrices, int]]) -> int:
-    """Bytes of x x^T of a block together: layers that are fed the same share theirs."""
-    return sum(n // shared_by(m) for m, n in grams)
-
-
-def block_needs(kind: str, item: int, size: int, grams: list[tuple[Matrices, int]], together: bool) -> int:
-    """Bytes that a block needs, beyond what waits: its weights and masks, and what a layer takes.
-
-    grams: the layers with the bytes of their x x^T. together: whether these are all there from the beginning (stacks of
-    experts are scored, which takes the sums of the whole block), and go one by one.
-    """
-    if kind != "surgeon":
-        score = item if kind == "none" else 2 * item
-        return size * (item + 1) + max((m.size for m, _ in grams), default=0) * (item + 2 * score)
-    most, left = 0, all_of(grams)
-    for one, own in grams:
-        # Half of x x^T, whose factor takes its place; a layer twice in float32 (what it has moved by is one), and six
-        # masks, two of them of a whole stack.
-        most = max(most, (left if together else own) + one.size * 2 + one.size // one.count * (2 * 4 + 4))
-        left -= own // shared_by(one)
-    return size * (item + 2) + most  # with the masks as they were and as they will be
 
 
 def measured_rates(dtype: torch.dtype, folder: Path | None = None) -> Rates:
@@ -368,7 +340,9 @@ def lines(made: Plan) -> Iterator[tuple[str, str]]:
     yield "method", f"{made.recipe} on {made.tokens:,} tokens"
     yield "read and written", f"{gb(made.bytes)} each"
     if made.ahead:
-        yield "a pass ahead", f"{gb(made.ahead['bytes'])} more to read, for the densities"
+        lengths = made.ahead.get("written")
+        more = "for the densities" if lengths is None else f"for gradients, of which {gb(lengths)} are laid beside"
+        yield "a pass ahead", f"{gb(made.ahead['bytes'])} more to read, {more}"
     yield "largest block", gb(made.block)
     yield "activations that wait", gb(made.waiting)
     if made.gram:

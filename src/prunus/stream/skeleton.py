@@ -193,7 +193,9 @@ class Skeleton:
                     waiting.setdefault(id(module), []).append(key)
 
         def load(module: nn.Module, _args: Any) -> None:
-            self.load_([k for k in waiting[id(module)] if self._empty(k)])
+            if keys := [k for k in waiting[id(module)] if self._empty(k)]:
+                give_back()  # the last block is still there, and what running it has left
+                self.load_(keys)
 
         self.load_(dict.fromkeys(now))
         with ExitStack() as stack:

@@ -185,15 +185,27 @@ class Capture(TorchFunctionMode):
             shares = tuple(b - a for a, b in pairwise(stops))
             return Use(name, x.detach(), 1 if turned is None else 2, shares=shares)
         if func is F.linear or func in PRODUCTS:
-            found = self._slices.get(id(_argument(args, kwargs, (1, "weight" if func is F.linear else "other"))))
+            weight = _argument(args, kwargs, (1, "weight" if func is F.linear else "other"))
+            found = self._slices.get(id(weight))
             if found is None:
-                return None
+                return self._each(weight, _argument(args, kwargs, (0, "input")))
             _, name, index, count = found
             x = _argument(args, kwargs, (0, "input")).detach()
             rows = x.numel() // x.shape[-1] if x.numel() else 0
             shares = tuple(rows if i == index else 0 for i in range(count))
             return Use(name, x, 2 if func is F.linear else 1, shares=shares)
         return None
+
+    def _each(self, weight: Any, x: Any) -> Use | None:
+        """The use of a stack whose matrices each multiply rows of their own, of which those of zeros are left out: so
+        is marked what goes to another expert.
+        """
+        turned = self._turned.get(id(weight))
+        name = turned[1] if turned is not None else self.names.get(id(weight))
+        if name is None or weight.ndim != 3 or x.ndim != 3 or len(x) != len(weight):
+            return None
+        there = (x.detach() != 0).any(-1)
+        return Use(name, x.detach()[there], 1 if turned is None else 2, shares=tuple(there.sum(1).tolist()))
 
     def _seen(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Use | None, tuple[int, str]]:
         if func is F.linear or func in CONVOLUTIONS:

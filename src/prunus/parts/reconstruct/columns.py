@@ -2,7 +2,8 @@
 
 With H = M M^T (M upper triangular) and U = M^-1, pruning column j by w -= e_j U_j,: with e_j = w_j / U_jj moves the
 weights by D = E U in the end, and so E = D M: what the columns before a block have moved tells what they do to it,
-w_B + (D_<B M_<B,B) U_BB, without the inverse of H outside of the blocks on its diagonal.
+w_B + (D_<B M_<B,B) U_BB, without the inverse of H outside of the blocks on its diagonal. So the weights stay where they
+are until all is done, in the type that they have there, and D alone is held in the precision of the sweep.
 """
 
 from collections.abc import Callable
@@ -18,7 +19,7 @@ from prunus.parts.reconstruct.solve import inverse_upper
 LEAF = 16
 """Up to this many columns are updated one after the other."""
 
-ACROSS = 1024
+ACROSS = 256
 """How many columns are told at a time what those before have moved: the factor's part for them is copied."""
 
 Select = Callable[[Float[Tensor, "b out"], slice], Bool[Tensor, "b out"]]
@@ -27,41 +28,57 @@ Select = Callable[[Float[Tensor, "b out"], slice], Bool[Tensor, "b out"]]
 
 @dataclass(eq=False)
 class Sweep:
-    """One pass down the columns. Arrays lie column after column, `[in, out]`, so that a column is in one piece.
+    """One pass down the columns. What is made here lies column after column, `[in, out]`, a column in one piece.
 
     Attributes:
-        w: the weights; pruned and updated in place, in their own precision.
+        w: the weights as they were, in any type; only read.
         keep: what stays; overwritten where `select` says so.
         factor: M, in the place of H.
         block: how many columns are settled before the rest is updated.
         dead: `[in]`, inputs that are always zero: a weight there costs nothing.
         select: chooses from the weights of a block as the columns before have changed them; None takes `keep`.
         span: from how many columns of a block it chooses at a time; 0: from all of them.
+        dtype: the precision.
+        moved: by how much the weights have become less: of columns to come, what those before do to them, times M.
     """
 
-    w: Float[Tensor, "in out"]
-    keep: Bool[Tensor, "in out"]
+    w: Float[Tensor, "out in"]
+    keep: Bool[Tensor, "out in"]
     factor: Symmetric
     block: int
     dead: Bool[Tensor, "in"]
     select: Select | None = None
     span: int = 0
+    dtype: torch.dtype = torch.float64
     moved: Float[Tensor, "in out"] = field(init=False)
 
     def __post_init__(self) -> None:
-        self.moved = torch.zeros_like(self.w)
+        self.moved = torch.zeros(self.keep.T.shape, dtype=self.dtype, device=self.w.device)
+
+    def swept(self) -> Float[Tensor, "in out"]:
+        """The new weights, when all columns are done, in the place of what they have moved by."""
+        self.run(0, len(self.moved))
+        for mine in spans(len(self.moved), ACROSS):
+            torch.sub(self.before(mine), self.moved[mine], out=self.moved[mine])
+        return self.moved
+
+    def before(self, columns: slice) -> Float[Tensor, "b out"]:
+        """Columns of the weights as they were, a copy."""
+        part = self.w[:, columns].to(self.dtype, memory_format=torch.contiguous_format)
+        return torch.empty_like(part.T, memory_format=torch.contiguous_format).copy_(part.T)
 
     def run(self, start: int, stop: int) -> None:
         """Columns from `start` to `stop`, which know already what the ones before have moved (in `moved`)."""
         if stop - start <= self.block:
-            mine, now = slice(start, stop), Block(self, start, stop).settled()
-            torch.sub(self.w[mine], now, out=self.moved[mine])
-            self.w[mine] = now
+            block = Block(self, start, stop)
+            torch.sub(block.before, block.settled(), out=self.moved[start:stop])
+            if self.select is not None:
+                self.keep[:, start:stop] = block.keep.T.contiguous()  # which is faster than writing across
             return
         middle = start + halved(stop - start, self.block)
         self.run(start, middle)
         for mine in spans(stop, ACROSS, middle):
-            across = self.factor.above(slice(start, middle), mine, self.w.dtype)
+            across = self.factor.above(slice(start, middle), mine, self.dtype)
             self.moved[mine].addmm_(across.T, self.moved[start:middle])
         self.run(middle, stop)
 
@@ -70,12 +87,14 @@ class Block:
     """The columns of one block, as the ones before have changed them."""
 
     def __init__(self, sweep: Sweep, start: int, stop: int) -> None:
-        self.sweep, self.start = sweep, start
-        self.mine = slice(start, stop)
+        self.sweep, self.mine = sweep, slice(start, stop)
         corner = sweep.factor.corner(self.mine)
-        self.u = inverse_upper(corner).to(sweep.w.dtype)
-        self.each = corner.diagonal().to(sweep.w.dtype).unsqueeze(1)  # 1 / U_jj
-        self.now = torch.addmm(sweep.w[self.mine], self.u.T, sweep.moved[self.mine])
+        self.u = inverse_upper(corner).to(sweep.dtype)
+        self.each = corner.diagonal().to(sweep.dtype).unsqueeze(1)  # 1 / U_jj
+        self.before = sweep.before(self.mine)
+        self.now = torch.addmm(self.before, self.u.T, sweep.moved[self.mine])
+        self.worth = self.each.masked_fill(sweep.dead[self.mine].unsqueeze(1), 0.0)
+        self.keep = torch.empty(self.now.shape, dtype=torch.bool, device=self.now.device)
         self.errors = torch.empty_like(self.now)
         self.gone = torch.empty_like(self.now)
 
@@ -84,15 +103,14 @@ class Block:
         if not self.sweep.span:
             self.choose(0, len(self.now))
         self.columns(0, len(self.now))
-        return self.now.mul_(self.sweep.keep[self.mine])  # several times faster than filling in zeros
+        return self.now.mul_(self.keep)  # several times faster than filling in zeros
 
     def choose(self, start: int, stop: int) -> None:
         """Settle what goes from these columns, counted from the block's first."""
-        sweep, ours = self.sweep, slice(self.start + start, self.start + stop)
-        if sweep.select is not None:
-            worth = self.each[start:stop].masked_fill(sweep.dead[ours].unsqueeze(1), 0.0)
-            sweep.keep[ours] = sweep.select((self.now[start:stop] * worth).abs_(), ours)
-        torch.mul(~sweep.keep[ours], self.each[start:stop], out=self.gone[start:stop])
+        ours, select = slice(self.mine.start + start, self.mine.start + stop), self.sweep.select
+        worth = (self.now[start:stop] * self.worth[start:stop]).abs_()
+        self.keep[start:stop] = self.sweep.keep[:, ours].T if select is None else select(worth, ours)
+        torch.mul(~self.keep[start:stop], self.each[start:stop], out=self.gone[start:stop])
 
     def columns(self, start: int, stop: int) -> None:
         """Columns one after the other inside of `LEAF`, products above it."""

@@ -121,7 +121,7 @@ def upper_(h: Symmetric, tolerated: float = 0.0) -> int:
         for rows in _pieces(span.start, panel):
             panel[rows] = panel[rows] @ inverse
         if tolerated and at > 1:
-            lengths = panel[: span.start].square().sum(1)
+            lengths = torch.linalg.vector_norm(panel[: span.start], dim=1).square()
             if float(lengths.max() * lengths.sum()) ** 0.5 <= tolerated:
                 coarse.add(at - 1)
     return 0

@@ -34,9 +34,11 @@ class ObsUpdate(Reconstruction):
     Precision: float64, but for weights stored in float32 or coarser: they are swept in float32 where
     in <= 2^22 damp, so that rounding, which U amplifies by at most sqrt(in / damp + 1), stays below 1e-4 of the
     weights. H and its factor are float64; on the way to it, products that are small beside what the damping
-    adds are made in float32 (`solve.TOLERATED`). Tested on inputs of the worst condition there is.
+    adds are made in float32 (`solve.TOLERATED`), and for such a sweep (and those of layers that share it and come
+    later) it is then rounded to float32, but for blocks on its diagonal. Tested on inputs of the worst condition
+    there is.
     Shapes: `[out, in] -> [out, in]`. Cost: in^3 / 3 + out * in^2, nearly all in matrix products, in^3 / 3 once
-    for layers that are fed the same; half of H in memory, the weights twice.
+    for layers that are fed the same; half of H in memory, the weights once.
     Fails: as `LeastSquares`. Differs: exactly as many stay as the masks keep, ties to the earlier weight, where the
     code cuts each block at a threshold of its own; a kept weight on a dead input stays what it was (the code zeroes
     it), and a dead input counts as 0 in the mean of diag H (the code: as 1, whatever the scale of the others).
@@ -66,22 +68,20 @@ class ObsUpdate(Reconstruction):
         half = layer.half
         found = factored(half, self.damp, layer.name, coarse=coarsely(layer))
         span, chooses = layer.span, self.select == "blocks"
+        dtype, block = precision(layer, found.used), max(span, self.block // span * span)
+        if dtype == torch.float32:
+            half.narrow_(block)
         sweep = Sweep(
-            w=columns_of(layer.stored_w, precision(layer, found.used)),
-            keep=layer.keep.T.clone(memory_format=torch.contiguous_format),
+            w=layer.stored_w,
+            keep=layer.keep if layer.own else layer.keep.clone(memory_format=torch.contiguous_format),
             factor=half,
-            block=max(span, self.block // span * span),
+            block=block,
             dead=found.dead,
             select=(lambda worth, columns: choose(worth.T, columns).T) if chooses else None,
             span=span if chooses and span > 1 else 0,
+            dtype=dtype,
         )
-        sweep.run(0, layer.width)
-        return Update(sweep.w.T, sweep.keep.T)
-
-
-def columns_of(w: Float[Tensor, "out in"], dtype: torch.dtype) -> Float[Tensor, "in out"]:
-    """A copy in which every column is in one piece."""
-    return torch.empty(w.shape[1], w.shape[0], dtype=dtype, device=w.device).copy_(w.T)
+        return Update(sweep.swept().T, sweep.keep)
 
 
 def precision(layer: Layer, damp: float) -> torch.dtype:
