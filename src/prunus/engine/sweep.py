@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zlib
+from collections.abc import Collection
 from typing import TYPE_CHECKING
 
 from prunus.core.errors import NothingScored
@@ -14,7 +15,7 @@ from prunus.engine.apply_ import apply_, check_ranks, parameter_masks
 from prunus.engine.decide import ranked
 from prunus.engine.rebuild import rebuilt
 from prunus.engine.undecided import rebuilt_anew
-from prunus.engine.walk import blocks_in, chained, check_repeatable, walk
+from prunus.engine.walk import blocks_in, chained, check_repeatable, counted, kinds, walk
 
 if TYPE_CHECKING:
     from prunus.engine.session import Session
@@ -28,8 +29,8 @@ def swept(session: "Session", event: Event) -> Masks:
 
     A block is scored, chosen from and rebuilt as a model of its own, whose calibration data is what reaches it, and
     its weights are written before the model goes on. Groups that lie in no block keep their masks. Where layers
-    that follow each other have less than half of the units, or the budget is in another currency than units, the whole
-    model is one block.
+    that follow each other have less than half of the units (those of towers that no batch runs do not count), or the
+    budget is in another currency than units, the whole model is one block.
     What the allocation deals out over layers, and what the criterion reads of the loss, is gathered on the whole model
     first, as it is before the event.
     Cost: as of the recipe's parts, with a block's activations in memory instead of the model's.
@@ -41,11 +42,13 @@ def swept(session: "Session", event: Event) -> Masks:
     layers = chained(session.model, session.task, blocks)
     # A budget in parameters or MACs is one of the whole model: no block knows its share of it.
     whole = session.budget.currency != "units"
-    if whole or 2 * sum(g.units for name in layers for g in own[name]) < sum(g.units for g in session.groups):
+    idle = {g.name for name in _idle(session, blocks) for g in inside(name, session.groups)}
+    units = sum(g.units for g in session.groups if g.name not in idle)
+    if whole or 2 * sum(g.units for name in layers for g in own[name]) < units:
         blocks, own = {"": session.model}, {"": session.groups}
     recipe, known = settled(session, event, blocks, own), foretold(session)
     found = {g.name for groups in own.values() for g in groups}
-    skipped = {g.name: OUTSIDE for g in session.groups if g.name not in found}
+    skipped = {g.name: UNREACHED if g.name in idle else OUTSIDE for g in session.groups if g.name not in found}
     left = dict.fromkeys(found, UNREACHED)
     nothing: NothingScored | None = None
     scored = False
@@ -78,6 +81,17 @@ def swept(session: "Session", event: Event) -> Masks:
         )
     session.skipped = skipped | left
     return masks
+
+
+def _idle(session: "Session", blocks: Collection[str]) -> set[str]:
+    """Entries of lists that no calibration batch runs: the tower of images, where all of them are text.
+
+    Costs a forward of every kind of batches where there are lists that are no blocks.
+    """
+    others = {n for n in blocks_in(session.model) if n and not any(f"{b}.".startswith(f"{n}.") for b in blocks)}
+    for batch in kinds(session.task) if others else ():
+        others -= counted(session.model, batch, session.task).keys()
+    return others
 
 
 def inside(name: str, groups: tuple[Group, ...]) -> tuple[Group, ...]:

@@ -276,7 +276,7 @@ def blocks_in(model: nn.Module, task: Task | None = None) -> dict[str, nn.Module
     which an entry runs twice, or never while others do (the lists within their entries are looked at). Without one, all
     lists are believed. A model without any is one block, with the path "".
     """
-    counts = None if task is None else [_counted(model, batch, task) for batch in kinds(task)]
+    counts = None if task is None else [counted(model, batch, task) for batch in kinds(task)]
     found: dict[str, nn.Module] = {}
     for path, container in model.named_modules():
         inside = any(path == n or path.startswith(f"{n}.") for n in found)
@@ -315,7 +315,7 @@ def kinds(task: Task) -> list[Batch]:
     return list(found.values())
 
 
-def _counted(model: nn.Module, batch: Batch, task: Task) -> dict[str, int]:
+def counted(model: nn.Module, batch: Batch, task: Task) -> dict[str, int]:
     """How often each entry of a list runs on a batch."""
     counts: dict[str, int] = {}
     entries = {
