@@ -57,6 +57,9 @@ class Elsewhere(Tensor):
     def numpy(self, **_: Any) -> Any:
         raise TypeError(f"can't convert {self.device} tensor to numpy: copy it to the CPU first")
 
+    def cpu(self, **_: Any) -> Tensor:
+        return self.inner.clone()
+
     def tolist(self) -> Any:
         return self.inner.tolist()
 

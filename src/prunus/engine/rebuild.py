@@ -175,9 +175,14 @@ def layers(session: "Session", group: Group, mask: Bool[Tensor, "*units"], read:
                 box=None if (box := boxes(session, group, use)) is None else box.to(place),
                 parts=group.parts,
                 stored=p.dtype,
-                own=group.elementwise and kept.data_ptr() == own_rows(use, keep, rows).data_ptr(),
+                own=group.elementwise and same_place(kept, own_rows(use, keep, rows)),
             )
             yield Spot(use, member, rows), layer
+
+
+def same_place(a: Tensor, b: Tensor) -> bool:
+    """Whether two tensors begin at the same place of the same device's memory."""
+    return a.device == b.device and a.data_ptr() == b.data_ptr()
 
 
 def copied(w: Tensor) -> Tensor:
