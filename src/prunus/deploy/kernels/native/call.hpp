@@ -42,6 +42,10 @@ class Scratch {
 template <class Task>
 void each(int threads, int64_t count, const Task &task) {
     if (threads > count) threads = int(count);
+    if (threads <= 1) {
+        for (int64_t i = 0; i < count; i++) task(i);
+        return;
+    }
     std::atomic<int64_t> next{0};
     std::atomic<bool> failed{false};
     pool().run(threads, [&](int) {

@@ -54,7 +54,8 @@ bool planned(Plan &p, const Convolution &c, double products, int threads) {
     p.rows = p.oh;
     if (p.images == 1) {
         const int64_t most = std::max((fit - p.rows_of(1)) / c.stride_h + 1, std::min(p.oh, kLeastRows));
-        const int64_t bands = (p.oh + most - 1) / most;
+        int64_t bands = (p.oh + most - 1) / most;
+        if (bands > 1) bands = std::min((bands + threads - 1) / threads * threads, p.oh);
         p.rows = (p.oh + bands - 1) / bands;
     }
     p.per_image = (p.oh + p.rows - 1) / p.rows;
@@ -151,83 +152,103 @@ struct Place {
     int32_t width;
 };
 
+// What all bands of a call share.
+struct Call {
+    const Level &l;
+    const Matrix &m;
+    const void *x;
+    int32_t half;
+    const Epilogue &e;
+    void *y;
+    const Plan &p;
+};
+
+// The bands from `from` to `to`, by several threads that wait for each other between the steps.
+void convolve_bands(const Call &call, int64_t from, int64_t to, int threads) {
+    const Level &l = call.l;
+    const Matrix &m = call.m;
+    const Plan &p = call.p;
+    const int64_t here = to - from, blocks = (m.rows + kRows - 1) / kRows, out_plane = p.oh * p.ow;
+    const int64_t columns = int64_t(p.table.size()), channels = p.c.channels;
+    const int32_t wide = widest_of(l, m), size = call.e.half ? 2 : 4;
+    const int64_t band_size = p.images * p.all + kWidest;  // a panel may read on behind the last plane
+    float *memory = band_memory.floats(here * band_size);
+    std::atomic<int32_t> special{0};
+    each(threads, here * channels, [&](int64_t task) {
+        const int64_t i = task / channels, channel = task % channels;
+        float *band = memory + i * band_size;
+        if (lay(p, l, p.band(from + i), call.x, call.half, channel, band)) special.store(1, std::memory_order_relaxed);
+        if (channel == 0) std::memset(band + p.images * p.all, 0, kWidest * sizeof(float));
+    });
+    std::vector<Place> places;
+    for (int64_t i = 0; i < here; i++) {
+        const int64_t tokens = p.tokens(p.band(from + i));
+        for (int64_t t = 0; t < tokens; t += places.back().width)
+            places.push_back({i, t, width_of(l, wide, tokens - t)});
+    }
+    const int64_t total = int64_t(places.size());
+    const int64_t fit = std::max<int64_t>(kMostPacked / (columns * wide + 1), threads * kTogether);
+    const int64_t most = p.flat ? total : fit;
+    std::vector<Panel> panels;
+    for (int64_t start = 0; start < total; start += most) {
+        const int64_t count = std::min(most, total - start);
+        const Place *at = places.data() + start;
+        panels.resize(size_t(count));
+        float *packed = p.flat ? nullptr : panel_memory.floats(count * columns * wide + 8);
+        for (int64_t i = 0; i < count; i++) {
+            const float *band = memory + at[i].band * band_size;
+            if (p.flat) panels[i] = {band + at[i].token, p.table.data(), at[i].width, special};
+            else panels[i] = {packed + i * columns * wide, nullptr, at[i].width, special};
+        }
+        if (!p.flat)
+            each(threads, count, [&](int64_t i) {
+                gather(p, p.band(from + at[i].band), at[i].token, at[i].width, memory + at[i].band * band_size,
+                       packed + i * columns * wide);
+            });
+        const int64_t groups = (count + kTogether - 1) / kTogether;
+        const int64_t tall = blocks_together(blocks, groups, threads), stacks = (blocks + tall - 1) / tall;
+        each(threads, stacks * groups, [&](int64_t task) {
+            const int64_t block = task % stacks * tall, end = std::min(blocks, block + tall);
+            const int64_t group = task / stacks * kTogether;
+            const int32_t n = int32_t(std::min<int64_t>(kTogether, count - group));
+            float *tile = sum_memory.floats(kTogether * tall * kRows * wide);
+            l.multiply(m, block, end, panels.data() + group, n, tile);
+            for (int32_t i = 0; i < n; i++) {
+                const Place &one = at[group + i];
+                const Band band = p.band(from + one.band);
+                Run runs[kWidest];
+                const int64_t left = std::min<int64_t>(one.width, p.tokens(band) - one.token);
+                const int32_t found = runs_of(p, band, one.token, left, m.rows, runs);
+                for (int64_t b = block; b < end; b++, tile += kRows * wide) {
+                    const int rows = int(std::min<int64_t>(kRows, m.rows - b * kRows));
+                    const float *bias = call.e.bias ? call.e.bias + b * kRows : nullptr;
+                    l.finish(tile, wide, rows, one.width, bias, call.e.activation);
+                    l.place(tile, wide, rows, runs, found, call.e.half, out_plane,
+                            static_cast<char *>(call.y) + b * kRows * out_plane * size);
+                }
+            }
+        });
+    }
+    band_memory.trim(kKept);
+    panel_memory.trim(kKept);
+}
+
 }  // namespace
 
 void convolve(const Matrix &m, const void *x, int32_t half, const Convolution &c, const Epilogue &e, void *y,
               int threads) {
     const Level &l = level();
     if (c.images == 0 || m.rows == 0 || c.out_h() <= 0 || c.out_w() <= 0) return;
+    const int64_t blocks = (m.rows + kRows - 1) / kRows, tiles = (m.cols + m.tile - 1) / m.tile;
+    const double values = double(m.starts[blocks * tiles]) * (m.layout == kBlocks ? m.block : 1);
     Plan p;
-    const int64_t tiles = (m.cols + m.tile - 1) / m.tile;
-    const int64_t blocks = (m.rows + kRows - 1) / kRows, out_plane = c.out_h() * c.out_w();
-    const double products = double(m.starts[blocks * tiles]) * (m.layout == kBlocks ? m.block : 1) / double(m.cols);
-    if (!planned(p, c, products, threads)) throw std::bad_alloc();
-    const int32_t wide = widest_of(l, m);
-    const int64_t band_size = p.images * p.all + kWidest;  // a panel may read on behind the last plane
-    const int64_t bands = std::min<int64_t>(threads, p.count);
-    float *memory = band_memory.floats(bands * band_size);
-    const int64_t columns = int64_t(p.table.size());
-    std::vector<Place> places;
-    std::vector<Panel> panels;
-    for (int64_t from = 0; from < p.count; from += bands) {
-        const int64_t here = std::min(bands, p.count - from);
-        std::atomic<int32_t> special{0};
-        each(threads, here * c.channels, [&](int64_t task) {
-            const int64_t i = task / c.channels, channel = task % c.channels;
-            float *band = memory + i * band_size;
-            if (lay(p, l, p.band(from + i), x, half, channel, band)) special.store(1, std::memory_order_relaxed);
-            if (channel == 0) std::memset(band + p.images * p.all, 0, kWidest * sizeof(float));
-        });
-        places.clear();
-        for (int64_t i = 0; i < here; i++) {
-            const int64_t tokens = p.tokens(p.band(from + i));
-            for (int64_t t = 0; t < tokens; t += places.back().width)
-                places.push_back({i, t, width_of(l, wide, tokens - t)});
-        }
-        const int64_t total = int64_t(places.size());
-        const int64_t fit = std::max<int64_t>(kMostPacked / (columns * wide + 1), threads * kTogether);
-        const int64_t most = p.flat ? total : fit;
-        for (int64_t start = 0; start < total; start += most) {
-            const int64_t count = std::min(most, total - start);
-            const Place *at = places.data() + start;
-            panels.resize(size_t(count));
-            float *packed = p.flat ? nullptr : panel_memory.floats(count * columns * wide + 8);
-            for (int64_t i = 0; i < count; i++) {
-                const float *band = memory + at[i].band * band_size;
-                if (p.flat) panels[i] = {band + at[i].token, p.table.data(), at[i].width, special};
-                else panels[i] = {packed + i * columns * wide, nullptr, at[i].width, special};
-            }
-            if (!p.flat)
-                each(threads, count, [&](int64_t i) {
-                    gather(p, p.band(from + at[i].band), at[i].token, at[i].width, memory + at[i].band * band_size,
-                           packed + i * columns * wide);
-                });
-            const int64_t groups = (count + kTogether - 1) / kTogether;
-            const int64_t tall = blocks_together(blocks, groups, threads), stacks = (blocks + tall - 1) / tall;
-            each(threads, stacks * groups, [&](int64_t task) {
-                const int64_t block = task % stacks * tall, end = std::min(blocks, block + tall);
-                const int64_t group = task / stacks * kTogether;
-                const int32_t n = int32_t(std::min<int64_t>(kTogether, count - group));
-                float *tile = sum_memory.floats(kTogether * tall * kRows * wide);
-                l.multiply(m, block, end, panels.data() + group, n, tile);
-                for (int32_t i = 0; i < n; i++) {
-                    const Place &one = at[group + i];
-                    const Band band = p.band(from + one.band);
-                    Run runs[kWidest];
-                    const int64_t left = std::min<int64_t>(one.width, p.tokens(band) - one.token);
-                    const int32_t found = runs_of(p, band, one.token, left, m.rows, runs);
-                    for (int64_t b = block; b < end; b++, tile += kRows * wide) {
-                        const int rows = int(std::min<int64_t>(kRows, m.rows - b * kRows));
-                        l.finish(tile, wide, rows, one.width, e.bias ? e.bias + b * kRows : nullptr, e.activation);
-                        l.place(tile, wide, rows, runs, found, e.half, out_plane,
-                                static_cast<char *>(y) + b * kRows * out_plane * (e.half ? 2 : 4));
-                    }
-                }
-            });
-        }
-    }
-    band_memory.trim(kKept);
-    panel_memory.trim(kKept);
+    if (!planned(p, c, values / double(m.cols), threads)) throw std::bad_alloc();
+    const Call call{l, m, x, half, e, y, p};
+    // A band for each thread: they need not wait for each other.
+    if (p.count >= threads)
+        each(threads, p.count, [&](int64_t i) { convolve_bands(call, i, i + 1, 1); });
+    else
+        convolve_bands(call, 0, p.count, threads);
 }
 
 }  // namespace prunus
