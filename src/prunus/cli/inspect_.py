@@ -144,9 +144,9 @@ def _noting(model: nn.Module) -> Iterator[Callable[[], list[str]]]:
 
         return hook
 
-    import torch
+    from prunus.graph.running import takes_hooks
 
-    python = ((n, m) for n, m in model.named_modules() if not isinstance(m, torch.jit.ScriptModule))
+    python = ((n, m) for n, m in model.named_modules() if takes_hooks(m))
     handles = [module.register_forward_pre_hook(note(name)) for name, module in python]
 
     def first(parameter: str) -> int:

@@ -39,6 +39,11 @@ def unwrap(model: nn.Module) -> nn.Module:
             return model
 
 
+def takes_hooks(module: nn.Module) -> bool:
+    """Whether hooks can be put on a module: not on those of TorchScript."""
+    return not isinstance(module, torch.jit.ScriptModule)
+
+
 @contextmanager
 def quiet(model: nn.Module) -> Iterator[None]:
     """Evaluation mode without gradients and without fused attention; everything is restored, whatever happens.

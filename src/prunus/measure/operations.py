@@ -20,6 +20,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from prunus.core.errors import DataError
+from prunus.graph.running import takes_hooks
 from prunus.measure import contractions
 from prunus.measure.inputs import (
     HOOK_TABLES,
@@ -281,7 +282,7 @@ def _exposed(*, kernels: bool) -> Iterator[None]:
 def _follow(model: nn.Module, counter: _Counter) -> None:
     """Keep `counter.path` at the module that is running. The hooks die with the copy, or with `as_found`."""
     for name, module in model.named_modules():
-        if isinstance(module, torch.jit.ScriptModule):  # which takes no hooks
+        if not takes_hooks(module):
             continue
 
         def enter(_module: nn.Module, _args: Any, name: str = name) -> None:

@@ -107,7 +107,7 @@ def prune_layers(run: Run, out: Path) -> Shrunk:
     report = made.to_dict() | {"removed": sorted(gone, key=order.index)}
     texts = {CONFIG: text, "prunus.json": json.dumps(report, indent=1) + "\n"}
     write_folder(out, checkpoint, files, texts, run.part)
-    warn_unreached(blocks_in(skeleton.model), order)
+    warn_unreached(blocks_in(skeleton.model), order, 4)
     return made
 
 

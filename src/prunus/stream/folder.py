@@ -145,7 +145,7 @@ def prune_folder(
         order = _swept(run, blocks)
     if all(g in b.skipped for b in state.done.values() for g in b.units):
         raise NothingScored(f"{recipe.name} scores nothing in any block of {type(skeleton.model).__name__}")
-    warn_unreached(blocks, order)
+    warn_unreached(blocks, order, 2)
     records = tuple(state.done[n] for n in order)
     inside = {k for n in order for k in skeleton.keys(n)}
     sizes = {k: prod(e.shape) for k, e in checkpoint.entries.items()}

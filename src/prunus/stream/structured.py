@@ -168,7 +168,7 @@ def prune_units(run: Run, out: Path, spanning: Mapping[str, str], within: Sequen
         whole = [*made.skipped.items(), *spanning.items()]
         told = listed([f"{n} ({why})" for n, why in whole], 2)
         warnings.warn(PrunusWarning(f"{len(whole)} groups of units stayed whole: {told}"), stacklevel=4)
-    warn_unreached(blocks_in(run.skeleton.model), order)
+    warn_unreached(blocks_in(run.skeleton.model), order, 4)
     if run.notes:
         warnings.warn(PrunusWarning(listed(run.notes, 2)), stacklevel=4)
     return made

@@ -54,8 +54,8 @@ def unreached(blocks: Iterable[str], order: Sequence[str]) -> list[str]:
     return list(dict.fromkeys(f"{p}.*" if (p := n.rpartition(".")[0]) in whole else n for n in left))
 
 
-def warn_unreached(blocks: Iterable[str], order: Sequence[str]) -> None:
-    """Say which blocks no calibration batch came to."""
+def warn_unreached(blocks: Iterable[str], order: Sequence[str], stacklevel: int) -> None:
+    """Say which blocks no calibration batch came to; `stacklevel` as `warnings.warn` takes it, of the caller."""
     if left := unreached(blocks, order):
         what = f"no calibration batch comes to {listed(left)}: it is copied whole. Pass batches of its kind too"
-        warnings.warn(PrunusWarning(what), stacklevel=4)
+        warnings.warn(PrunusWarning(what), stacklevel=stacklevel + 1)

@@ -20,6 +20,7 @@ from torch.utils._pytree import tree_map
 
 from prunus.core.task import Example
 from prunus.graph.flow import tensors_in
+from prunus.graph.running import takes_hooks
 from prunus.graph.verify import outputs
 
 FAR = 4
@@ -113,7 +114,7 @@ class Sums(TorchDispatchMode):
         handles = []
         for name in names:
             module = self.model.get_submodule(name)
-            if isinstance(module, torch.jit.ScriptModule):  # which takes no hooks
+            if not takes_hooks(module):
                 continue
             handles.append(module.register_forward_pre_hook(lambda m, a: begun.append(len(self._parents))))
             handles.append(module.register_forward_hook(lambda m, a, o, n=name: leave(n, o)))

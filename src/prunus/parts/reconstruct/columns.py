@@ -108,8 +108,10 @@ class Block:
     def choose(self, start: int, stop: int) -> None:
         """Settle what goes from these columns, counted from the block's first."""
         ours, select = slice(self.mine.start + start, self.mine.start + stop), self.sweep.select
-        worth = (self.now[start:stop] * self.worth[start:stop]).abs_()
-        self.keep[start:stop] = self.sweep.keep[:, ours].T if select is None else select(worth, ours)
+        if select is None:
+            self.keep[start:stop] = self.sweep.keep[:, ours].T
+        else:
+            self.keep[start:stop] = select((self.now[start:stop] * self.worth[start:stop]).abs_(), ours)
         torch.mul(~self.keep[start:stop], self.each[start:stop], out=self.gone[start:stop])
 
     def columns(self, start: int, stop: int) -> None:
