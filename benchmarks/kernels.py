@@ -286,6 +286,9 @@ def page(stored: dict[str, Any]) -> str:
         "the fastest of those that apply. The roofline is how many times faster it could be if its products ran at\n"
         "the peak and its packed weights were read at the bandwidth; share is how much of that is reached. The\n"
         "targets were set for a machine with AVX-512.\n\n"
+        "With one thread each call comes after another library's, in processor time. With several each call is\n"
+        "made until 10 ms have passed and only then timed, so packed weights that fit the last cache are in it,\n"
+        "and the roofline, whose bandwidth is that of one thread from far memory, can be passed.\n\n"
         + table(HEAD, [told(r) for r in rows], right=(1, 2, 5, 6, 7, 8))
     )
 

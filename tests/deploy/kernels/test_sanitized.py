@@ -77,6 +77,7 @@ def test_random_cases_under_sanitizers(tmp_path: Path, kind: str, runtime: str) 
     environment = {
         **os.environ,
         "PRUNUS_KERNEL_LIBRARY": str(library),
+        "PRUNUS_KERNEL_THREADS": "own",  # the sanitizer does not see how an OpenMP runtime's threads wait
         "LD_PRELOAD": preload,
         "ASAN_OPTIONS": "detect_leaks=0",
         "TSAN_OPTIONS": "halt_on_error=1 exitcode=66 ignore_noninstrumented_modules=1",

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import multiprocessing
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -13,6 +15,7 @@ from torch import Tensor
 
 from prunus.core.errors import DataError
 from prunus.deploy import kernels
+from prunus.deploy.kernels import library
 
 pytestmark = pytest.mark.skipif(not kernels.available(), reason=kernels.reason() or "kernels")
 FORMS = ("csr", "rows", "bitmask", "bitrows", "4x1", "16x1")
@@ -107,6 +110,43 @@ def test_a_forked_child_has_threads_of_its_own() -> None:
     assert answer.get(timeout=60)
     child.join(timeout=60)
     assert child.exitcode == 0
+
+
+def test_the_threads_of_torch_and_our_own_make_the_same() -> None:
+    packed = [kernels.pack(sparse(300, 200), form) for form in FORMS]
+    x = torch.randn(100, 200)
+    expected = [kernels.linear(x, p, threads=1) for p in packed]
+    found = library._openmp()
+    for team in (None, found):
+        library.loaded().prunus_use_team(team)
+        assert all(torch.equal(kernels.linear(x, p, threads=3), e) for p, e in zip(packed, expected, strict=True))
+        assert torch.equal(torch.relu(torch.ones(1 << 20)), torch.ones(1 << 20))  # between two of ours, one of torch
+
+
+FORKED = """
+import multiprocessing, torch
+from prunus.deploy import kernels
+from prunus.deploy.kernels import library
+torch.set_num_threads(2)
+packed, x = kernels.pack(torch.randn(300, 200) * (torch.rand(300, 200) > 0.8)), torch.randn(100, 200)
+expected = kernels.linear(x, packed, threads=1)
+torch.relu(torch.ones(1 << 22))  # the threads of torch exist now, those of the kernels not
+def child(answer):
+    torch.set_num_threads(1)
+    answer.put(torch.equal(kernels.linear(x, packed, threads=2), expected))
+context = multiprocessing.get_context("fork")
+answer = context.Queue()
+one = context.Process(target=child, args=(answer,))
+one.start()
+print(answer.get(timeout=60))
+one.join(60)
+"""
+
+
+def test_a_child_forked_before_the_first_call_does_not_wait_for_threads_of_its_parent() -> None:
+    command = [sys.executable, "-c", FORKED]
+    run = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+    assert run.stdout.split() == ["True"], run.stderr[-2000:]
 
 
 @pytest.mark.parametrize("form", FORMS)

@@ -11,8 +11,10 @@ from pathlib import Path
 from prunus.core.errors import PrunusError, SpecError
 from prunus.deploy.kernels import build
 
-VERSION = 1
+VERSION = 2
 _LEVEL = "PRUNUS_KERNEL_LEVEL"
+_THREADS = "PRUNUS_KERNEL_THREADS"
+_process = os.getpid()
 _lock = threading.Lock()
 
 
@@ -54,10 +56,23 @@ def _open(path: Path) -> ctypes.CDLL:
     pointer, i32, i64 = ctypes.c_void_p, ctypes.c_int32, ctypes.c_int64
     matrix = ctypes.POINTER(Matrix)
     library.prunus_use_level.argtypes = [ctypes.c_char_p]
+    library.prunus_use_team.argtypes = [pointer]
+    library.prunus_use_team.restype = None
     library.prunus_check.argtypes = [matrix]
     library.prunus_linear.argtypes = [matrix, pointer, i32, i64, pointer, i32, pointer, i32]
     library.prunus_conv2d.argtypes = [matrix, pointer, i32, pointer, pointer, i32, pointer, i32]
     return library
+
+
+def _openmp() -> int | None:
+    """Where the OpenMP runtime of PyTorch's operators runs a team of threads; None without one.
+
+    A forked process has the runtime without its threads, and would wait for them.
+    """
+    if os.getpid() != _process or os.name != "posix":
+        return None
+    run = getattr(ctypes.CDLL(None), "GOMP_parallel", None)
+    return ctypes.cast(run, ctypes.c_void_p).value if run else None
 
 
 def _search() -> _Found:
@@ -75,6 +90,8 @@ def _search() -> _Found:
         if wanted and library.prunus_use_level(wanted.encode()):
             best = library.prunus_widest_level().decode()
             return _Found(None, f"{_LEVEL}={wanted} asks for what this machine cannot run (it runs up to {best})")
+        if os.environ.get(_THREADS) != "own":
+            library.prunus_use_team(_openmp())
         return _Found(library, "")
     return _Found(None, "; ".join(problems))
 

@@ -23,8 +23,18 @@ const Level *widest() {
 
 std::atomic<const Level *> chosen{nullptr};
 std::atomic<Pool *> the_pool{nullptr};
+std::atomic<Team> the_team{nullptr};
 
-void forget_pool() { the_pool.store(nullptr); }  // in a forked child; the memory of the old one is the parent's copy
+// The next call makes a pool. The old one is not freed: a call may be in it, or it is a forked child's copy.
+void renew_pool(Team team) {
+    the_team.store(team);
+    the_pool.store(nullptr);
+}
+
+void watch_forks() {
+    static std::once_flag once;
+    std::call_once(once, [] { pthread_atfork(nullptr, nullptr, [] { renew_pool(nullptr); }); });
+}
 
 int number(const Matrix &m, const uint8_t *from, int64_t i) {
     return m.wide ? reinterpret_cast<const uint16_t *>(from)[i] : from[i];
@@ -95,9 +105,8 @@ const Level &level() {
 Pool &pool() {
     Pool *p = the_pool.load(std::memory_order_acquire);
     if (p) return *p;
-    static std::once_flag once;
-    std::call_once(once, [] { pthread_atfork(nullptr, nullptr, forget_pool); });
-    Pool *fresh = new Pool();
+    watch_forks();
+    Pool *fresh = new Pool(the_team.load());
     if (the_pool.compare_exchange_strong(p, fresh)) return *fresh;
     delete fresh;
     return *p;
@@ -109,7 +118,7 @@ using namespace prunus;
 
 #define PRUNUS_API extern "C" __attribute__((visibility("default")))
 
-PRUNUS_API int prunus_version() { return 1; }
+PRUNUS_API int prunus_version() { return 2; }
 
 PRUNUS_API const char *prunus_level() { return level().name; }
 
@@ -131,6 +140,12 @@ PRUNUS_API int prunus_use_level(const char *name) {
         if (l == best) break;
     }
     return 1;
+}
+
+// The threads to use from now on: those of an OpenMP runtime by its GOMP_parallel, or the library's own without one.
+PRUNUS_API void prunus_use_team(Team team) {
+    watch_forks();
+    renew_pool(team);
 }
 
 // 0 done, 1 the table is not consistent, 2 no memory.

@@ -41,14 +41,13 @@ class Scratch {
 // task(i) for i in [0, count), each by whichever thread is free. Which one it is changes no result.
 template <class Task>
 void each(int threads, int64_t count, const Task &task) {
-    if (threads > count) threads = int(count);
-    if (threads <= 1) {
+    if (threads <= 1 || count <= 1) {
         for (int64_t i = 0; i < count; i++) task(i);
         return;
     }
     std::atomic<int64_t> next{0};
     std::atomic<bool> failed{false};
-    pool().run(threads, [&](int) {
+    pool().run(threads, count, [&] {
         try {
             for (int64_t i; (i = next.fetch_add(1, std::memory_order_relaxed)) < count;) task(i);
         } catch (const std::bad_alloc &) {

@@ -58,10 +58,11 @@ struct Level {
     void (*multiply)(const Matrix &, int64_t block, int64_t end, const Panel *, int32_t panels, float *out);
     // out[row of the block] = the block times one vector; x is readable and zero up to the end of the last tile
     void (*single)(const Matrix &, int64_t block, const float *x, int32_t special, float *out);
-    // panel[k][width] of x[tokens][cols] for k in [from, to); tokens that are missing become zero; whether all finite
+    // panel[k][width] of x[tokens][cols] for k in [from, to); tokens that are missing become zero; whether one is not
+    // finite
     int32_t (*turn)(const void *x, int32_t half, int64_t stride, int32_t tokens, int64_t from, int64_t to, int32_t width,
                     float *panel);
-    // to[i] = from[i] as float32; whether all are finite
+    // to[i] = from[i] as float32; whether one is not finite
     int32_t (*widen)(const void *from, int32_t half, int64_t count, float *to);
     // to[height][pad + width + pad] of x[height][width], with zeros left and right; whether one is not finite
     int32_t (*pad)(const void *x, int32_t half, int64_t height, int64_t width, int64_t pad, float *to);
