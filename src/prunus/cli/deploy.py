@@ -9,12 +9,13 @@ import typer
 
 from prunus.cli.export import batched
 from prunus.cli.networks import Built, Checkpoint, Classes, Input, Network, Options, Width, example_for, options_of
-from prunus.cli.output import DryRun, Json, Seed, planned, say
+from prunus.cli.output import DryRun, Json, Seed, planned
 from prunus.cli.showing import check_out, counting, present
 from prunus.core.errors import SpecError
 
 if TYPE_CHECKING:
     from prunus.deploy.deployment import Deployment
+    from prunus.deploy.runtimes.base import Precision
     from prunus.report.analysis import Analysis
 
 
@@ -53,7 +54,7 @@ def deploy(
     check_out(out)
     if out is not None and out.suffix == ".svg":
         raise SpecError(f"--out {out}: .html, .json or .csv; there is no picture of this")
-    precisions = {"bf16": "bfloat16", "int8": "int8"}
+    precisions: dict[str, Precision] = {"bf16": "bfloat16", "int8": "int8"}
     if odd := [q for q in quantize or [] if q not in precisions]:
         raise SpecError(f"--quantize {odd[0]}: int8 or bf16")
     built = Built(network, options_of(classes, width, option), checkpoint=checkpoint, seed=seed)
@@ -65,28 +66,22 @@ def deploy(
     pruned = built.model()
     whole = built.dense() if dense is None else Built(dense, options_of(classes, width, option), seed=seed).model()
     example = batched(example_for(built, shape, seed), batch)
+    from prunus.deploy.deploying import chosen_from
     from prunus.deploy.deploying import deploy as on_all
-    from prunus.deploy.runtimes import known, named
 
-    chosen = [named(r) for r in runtime] if runtime else None
+    chosen = chosen_from(runtime or None, [precisions[q] for q in quantize or []])
     if dry_run:
-        names = [r.title for r in chosen] if chosen else list(known())
+        names = [r.title for r in chosen]
         shapes = [list(t.shape) for t in example]
         told = {"network": built.name, "runtimes": names, "input": shapes, "runs": runs, "threads": threads}
         planned(json, told, f"would run {built.name}, dense and pruned, on {', '.join(names)} as far as installed")
         return
-    with counting("deploy") as bar:
-
-        def step(done: int, total: int, title: str) -> None:
-            say(f"{title} ({done + 1} of {total})")
-            bar(done, total)
-
+    with counting("deploy") as step:
         found = on_all(
             whole,
             pruned,
             example,
             runtimes=chosen,
-            quantize=[precisions[q] for q in quantize or []],  # type: ignore[misc]  # checked above
             threads=threads,
             runs=runs,
             on_step=step,
@@ -98,21 +93,22 @@ def shown(found: Deployment, network: str) -> Analysis:
     """A deployment in the form in which results are shown: a table of runtimes, a table of those that are absent."""
     from prunus.report.analysis import Analysis, Table
 
-    columns = ("runtime", "dense ms", "pruned ms", "quartiles", "dense / pruned", "efficiency", "dense eager / pruned",
-               "inputs per s", "MB loaded", "peak MB", "error")  # fmt: skip
+    columns = ("runtime", "dense ms", "pruned ms", "dense / pruned", "dense eager / pruned", "efficiency", "quartiles",
+               "error", "inputs per s", "MB loaded", "peak MB")  # fmt: skip
     rows = tuple(
         (
             r.runtime,
             r.dense.median_ms,
             r.pruned.median_ms,
-            f"{r.pruned.q25_ms:.3g} to {r.pruned.q75_ms:.3g}",
-            f"{r.ratio.median:.2f} ({r.ratio.verdict})",
-            r.efficiency,
+            # A verdict holds the ratio, but for this one.
+            f"not faster ({r.ratio.median:.2f}x)" if r.ratio.verdict == "not faster" else r.ratio.verdict,
             r.over_eager.median,
-            r.per_second,
+            r.efficiency,
+            f"{r.pruned.q25_ms:.3g} to {r.pruned.q75_ms:.3g}",
+            r.pruned.error,
+            round(r.per_second) if r.per_second >= 100 else r.per_second,
             r.pruned.bytes / 1e6,
             None if r.pruned.memory is None else r.pruned.memory / 1e6,
-            r.pruned.error,
         )
         for r in found.rows
     )
@@ -128,6 +124,7 @@ def shown(found: Deployment, network: str) -> Analysis:
         notes.append(f"{count:,} weights too small for full precision (denormal) were run as zeros: they run slowly.")
     return Analysis(
         name="deploy",
+        command="prunus deploy",
         title=f"{network} on the runtimes of this machine",
         source="docs/deployment.md says what each column is.",
         says=found.says,

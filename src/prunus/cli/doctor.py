@@ -136,6 +136,7 @@ def of_machine(seen: Checkup, libraries: Sequence[Library]) -> Analysis:
     )
     return Analysis(
         name="doctor",
+        command="prunus doctor",
         title=f"What {here.cpu} can accelerate",
         source="measured on this machine, dense and sparse in turn in one process",
         says=seen.says + ((f"To have everything: {line}",) if line else ()),
@@ -176,6 +177,7 @@ def of_folder(found: Examination) -> Analysis:
     cases = tuple((c.pattern, c.sparsity, c.batch, c.ratio, c.best) for c in found.cases)
     return Analysis(
         name="doctor",
+        command="prunus doctor",
         title=f"{found.folder}: {found.network or 'a network'} pruned by {found.recipe or 'a recipe'}",
         source="the folder's own manifest, and measurements on this machine",
         says=found.says,

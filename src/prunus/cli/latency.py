@@ -145,6 +145,7 @@ def analysis(
     about = {k: str(v) for k, v in store.about.items()}
     return Analysis(
         name="latency",
+        command="prunus latency",
         title=f"Layers of {name}, batch {batch}",
         source="tables of layers as in HALP: Shen et al. 2022, arXiv:2110.10811",
         says=(says,),

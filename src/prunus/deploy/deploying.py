@@ -68,7 +68,7 @@ def deploy(
     Errors: `SpecError` for settings; `DataError` where a model does not run on the example; `UnknownNameError`.
     """
     check_runs(1, runs, min_seconds, threads)
-    chosen = _chosen(runtimes, tuple(quantize))
+    chosen = chosen_from(runtimes, quantize)
     models = {"dense": unwrap(dense), "pruned": unwrap(pruned)}
     for model in models.values():
         check_materialized(model)
@@ -117,8 +117,8 @@ def _has(features: dict[str, bool], wanted: set[str]) -> bool:
     return any(features.get(name, False) for name in wanted)
 
 
-def _chosen(asked: Sequence[str | Runtime] | None, quantize: tuple[Precision, ...]) -> list[Runtime]:
-    """The runtimes to be tried."""
+def chosen_from(asked: Sequence[str | Runtime] | None, quantize: Sequence[Precision]) -> list[Runtime]:
+    """The runtimes that `deploy` tries, installed or not. Errors: `SpecError`, `UnknownNameError`."""
     if odd := [q for q in quantize if q not in registry.PRECISIONS]:
         raise SpecError(f"quantize={odd[0]!r}: {', '.join(registry.PRECISIONS)}")
     wanted = {"float32", *quantize} | ({"bfloat16"} if _has(machine().features, _NATIVE) else set())

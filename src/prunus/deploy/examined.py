@@ -134,7 +134,7 @@ def _advice(
         return
     yield "All files are what their digests say."
     if manifest.compacted:
-        yield "Units were cut out: every runtime is faster for it. prunus deploy measures by how much, on all of them."
+        yield "Units were cut out, which any runtime can use. prunus deploy measures what each of them gains."
     if odd:
         told = listed([f"{name} ({width})" for name, width in odd], 3)
         yield (

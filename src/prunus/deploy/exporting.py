@@ -23,8 +23,8 @@ from prunus.deploy.atomic import check_replaceable, check_writable, new_folder
 from prunus.deploy.calling import exported_program, subject_call
 from prunus.deploy.denormals import flush_denormals_
 from prunus.deploy.onnx import export_onnx
-from prunus.deploy.quantize import quantized_onnx, silent
-from prunus.deploy.runtimes.base import Subject, output_tensors
+from prunus.deploy.quantize import quantized_onnx
+from prunus.deploy.runtimes.base import Subject, output_tensors, silent
 from prunus.graph.running import call, quiet, unwrap
 from prunus.graph.verify import largest_difference
 

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import importlib
-import logging
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,7 +11,7 @@ import torch
 from torch import nn
 
 from prunus.core.errors import PrunusError, SpecError, require
-from prunus.deploy.runtimes.base import Subject
+from prunus.deploy.runtimes.base import Subject, silent
 
 Int8 = Literal["weights", "dynamic"]
 
@@ -92,17 +90,6 @@ class _Rows:
     def get_next(self) -> dict[str, Any] | None:
         """The next example; None after the last."""
         return next(self._rows, None)
-
-
-@contextmanager
-def silent() -> Iterator[None]:
-    """What the tools tell the root logger about every file is left out."""
-    before = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        yield
-    finally:
-        logging.disable(before)
 
 
 def quantize_(model: nn.Module, how: Int8 = "dynamic") -> nn.Module:

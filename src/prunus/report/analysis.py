@@ -89,7 +89,7 @@ class Analysis:
     """Everything that a command shows, prints as JSON, or writes to a page.
 
     Attributes:
-        name: of the command.
+        name: of the command; what it makes are called after it.
         title: what was analysed.
         source: the paper whose definition it is.
         says: the findings in sentences, the most important first.
@@ -97,6 +97,7 @@ class Analysis:
         data: plain JSON values; what `--json` prints.
         notes: what to be careful about.
         facts: how it was made: data, seed, counts.
+        command: as it is typed; by default, that it is one of `prunus analyze`.
     """
 
     name: str
@@ -108,6 +109,7 @@ class Analysis:
     data: Mapping[str, Any]
     notes: tuple[str, ...] = ()
     facts: Mapping[str, str | int | float] = field(default_factory=dict)
+    command: str = ""
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""

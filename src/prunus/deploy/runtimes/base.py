@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import importlib
+import logging
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.util import find_spec
@@ -119,7 +121,8 @@ class Runtime(ABC):
     def ready(self, subject: Subject) -> None:
         """What is done once before a session is made: files are written, libraries loaded. Errors: those of `open`."""
         if self.library:
-            importlib.import_module(self.library)
+            with silent():
+                importlib.import_module(self.library)
 
     @abstractmethod
     def open(self, subject: Subject, threads: int) -> Session:
@@ -136,3 +139,14 @@ class Runtime(ABC):
 def short(precision: Precision) -> str:
     """`f32`, `bf16` or `int8`."""
     return {"float32": "f32", "bfloat16": "bf16", "int8": "int8"}[precision]
+
+
+@contextmanager
+def silent() -> Iterator[None]:
+    """What libraries tell their loggers while they are loaded, and tools about every file, is left out."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.disable(before)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -35,7 +36,10 @@ class TorchAO(Runtime):
         except SpecError as error:
             raise PrunusError(str(error)) from error
         # Freezing copies weights in a way that these tensors do not bear.
-        made = session_of(model, torch.compile(model, dynamic=False), args, kwargs)
+        with warnings.catch_warnings():
+            # That the compiler's cache does not know these tensors is nothing to act on.
+            warnings.filterwarnings("ignore", category=UserWarning, module=r"torch\._functorch")
+            made = session_of(model, torch.compile(model, dynamic=False), args, kwargs)
         return Session(made.run, made.tensors, made.bytes, torch.compiler.reset, made.device)
 
 
