@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import subprocess
@@ -15,6 +16,8 @@ import pytest
 import torch
 
 import prunus
+from prunus.cli.networks import Built, example_for
+from prunus.core.errors import PrunusError
 from prunus.lab import data, experiment, presets, quickstart, series, zoo
 from prunus.report import Report
 from tests.cli.test_commands import PRUNE, call, told
@@ -202,3 +205,62 @@ def test_the_installed_command_keeps_data_and_messages_apart(tmp_path: Path) -> 
     shell = f"{sys.executable} -c 'from prunus.cli import main; main()' methods --json | head -c 10"
     piped = subprocess.run(shell, shell=True, env=environment, capture_output=True, text=True, timeout=120, check=False)
     assert len(piped.stdout) == 10 and "Traceback" not in piped.stderr and "Exception" not in piped.stderr
+
+
+@pytest.mark.parametrize(
+    "note",
+    [
+        {"options": {"width": 300.0}},
+        {"options": {"width": float("inf")}},
+        {"options": {"num_classes": 10**13}},
+        {"options": {"num_classes": -3}},
+        {"options": {"num_classes": "many"}},
+        {"options": {"in_channels": 10**9}},
+        {"options": {"in_channels": 1, "size": 10**7}},
+        {"input": [1, 1, 10**6, 10**6]},
+        {"input": [10**40, 1, 1, 1]},
+    ],
+    ids=str,
+)
+def test_what_a_folder_says_of_its_network_is_not_believed(note: dict[str, Any], tmp_path: Path) -> None:
+    """With digests that fit: no memory is taken, and a sentence says what is wrong."""
+    network = "mlp" if "input" in note else "resnet20"
+    model, example = zoo.build(network, width=0.25), zoo.example_inputs(network, batch=1)
+    result = prunus.prune(model, prunus.Task(example=example), "magnitude", sparsity=0.5)
+    # JSON has no infinity, but Python's reader takes one.
+    saved = prunus.save(result, tmp_path / "saved", notes={"network": network, "options": {"width": 0.25}} | note)
+    for text in ("Infinity",) if "inf" in str(note) else ():
+        reseal(saved, '"width": null', f'"width": {text}')
+
+    def made() -> None:
+        built = Built(str(saved), {})
+        built.dense()
+        example_for(built, None)
+
+    with pytest.raises(PrunusError) as caught:
+        made()
+    assert len(str(caught.value)) < 600
+
+
+def reseal(folder: Path, old: str, new: str) -> None:
+    """Replace text in a manifest, with a digest that fits."""
+    file = folder / "pruning.json"
+    text = file.read_text()
+    assert old in text
+    plain = text.replace(json.loads(text)["sha256"], "0" * 64).replace(old, new).encode()
+    file.write_bytes(plain.replace(b"0" * 64, hashlib.sha256(plain).hexdigest().encode(), 1))
+
+
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        (("export", "mlp", "--batch", 10**9), "bytes of memory are free"),
+        (("export", "mlp", "--input", "1,1,100000,100000"), "bytes of memory are free"),
+        (("measure", "resnet20", "--width", "1e300"), "there is no resnet20 with"),
+        (("measure", "resnet20", "--classes", 10**10), "bytes of memory are free"),
+        (("export", "mlp", "--checkpoint", "nowhere"), "there is no checkpoint at nowhere"),
+    ],
+    ids=str,
+)
+def test_sizes_that_fit_no_memory_are_refused_in_a_sentence(line: tuple[Any, ...], says: str) -> None:
+    assert says in call(*line, code=2).stderr

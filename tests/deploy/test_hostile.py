@@ -13,6 +13,7 @@ import prunus
 from prunus.core.errors import PrunusError, SpecError, VerificationError
 from prunus.deploy import manifest
 from prunus.deploy.files import load_masks
+from prunus.deploy.unpacking import unpack_folder
 from tests.deploy.toys import pruned, toy
 
 
@@ -152,6 +153,19 @@ def test_a_manifest_that_is_nested_deeply_is_refused(folder: Path) -> None:
     (folder / "pruning.json").write_text("[" * 200_000)
     with pytest.raises(VerificationError, match="not JSON"):
         prunus.load(folder, toy)
+
+
+@pytest.mark.parametrize("half", [b'"\\ud800"', b'"\xed\xa0\x80"'], ids=str)
+def test_texts_that_no_file_can_hold_are_refused(half: bytes, folder: Path, tmp_path: Path) -> None:
+    """Half a character is JSON, but no UTF-8: it could be read and never be written again."""
+    text = (folder / "pruning.json").read_bytes()
+    assert b'"notes": {}' in text
+    plain = text.replace(content(folder)["sha256"].encode(), b"0" * 64)
+    plain = plain.replace(b'"notes": {}', b'"notes": {"a": ' + half + b"}")
+    (folder / "pruning.json").write_bytes(plain.replace(b"0" * 64, hashlib.sha256(plain).hexdigest().encode(), 1))
+    for read in (lambda: prunus.load(folder, toy), lambda: unpack_folder(folder, tmp_path / "out")):
+        with pytest.raises(VerificationError, match="surrogates"):
+            read()
 
 
 def test_a_manifest_that_is_too_large_is_not_even_read(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

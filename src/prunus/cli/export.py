@@ -15,6 +15,7 @@ from prunus.cli.networks import (
     Network,
     Options,
     Width,
+    check_room,
     example_for,
     options_of,
     tried,
@@ -74,5 +75,6 @@ def export(
 
 
 def batched(example: tuple[Any, ...], batch: int) -> tuple[Any, ...]:
-    """One input, as often as a batch has them."""
+    """One input, as often as a batch has them. Errors: `SpecError` where that takes more memory than is free."""
+    check_room(f"a batch of {batch:,}", batch * sum(t.nbytes for t in example))
     return tuple(t.repeat(batch, *[1] * (t.ndim - 1)) if batch > 1 else t for t in example)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -68,6 +69,8 @@ class Built:
             self.checkpoint, name = given, ""
         elif "/" in name and ":" not in name:
             raise SpecError(f"{name} is no network's name, and no folder that prunus wrote lies there")
+        if self.checkpoint is not None and not self.checkpoint.exists():
+            raise SpecError(f"there is no checkpoint at {self.checkpoint}")
         if self.checkpoint is not None and (self.checkpoint / MARK).is_file():
             self.saved = self.checkpoint
             name, recorded, self.input = _recorded(self.checkpoint, name)
@@ -87,11 +90,20 @@ class Built:
         return self.saved is not None and read_manifest(self.saved).compacted
 
     def dense(self) -> nn.Module:
-        """The network with its initial weights, which follow from the seed alone."""
+        """The network with its initial weights, which follow from the seed alone.
+
+        Errors: `SpecError` for options that no network has, or that make one larger than the memory; what a folder
+        says of itself is believed no more than the command line.
+        """
         import torch
 
         from prunus.lab import zoo
+        from prunus.lab.zoo.weightless import weightless
 
+        if self.options and self.name in zoo.networks():
+            told = ", ".join(f"{k}={v}" for k, v in self.options.items())
+            state = weightless(self.name, **self.options).state_dict()
+            check_room(f"{self.name} with {told}", sum(t.nbytes for t in state.values()))
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
             return zoo.build(self.name, **self.options).eval()
@@ -185,15 +197,26 @@ def example_for(built: Built, shape: str | None, seed: int = 0) -> tuple[Any, ..
     if shape is None and built.input is not None:
         shape = ",".join(map(str, built.input))
     if shape is None:
-        channels = built.options.get("in_channels")
-        return zoo.example_inputs(built.name, in_channels=channels, size=built.options.get("size"), batch=1, seed=seed)
+        channels, size = built.options.get("in_channels"), built.options.get("size")
+        if type(size) is int:
+            check_room(f"an input of {size} x {size}", 4 * max(1, channels or 3) * size * size)
+        return zoo.example_inputs(built.name, in_channels=channels, size=size, batch=1, seed=seed)
     if not re.fullmatch(r"[1-9]\d{0,8}(,[1-9]\d{0,8})*", shape):
         raise SpecError(f"--input {shape}: give whole numbers separated by commas, such as 1,3,224,224")
     sizes = [int(n) for n in shape.split(",")]
+    check_room(f"an input of {shape}", 4 * math.prod(sizes))
     generator = torch.Generator().manual_seed(seed)
     if zoo_kind(built.name) == "tokens":
         return (torch.randint(100, sizes, generator=generator),)
     return (torch.randn(sizes, generator=generator),)
+
+
+def check_room(what: str, size: int) -> None:
+    """Refuse what does not fit the memory before it is made. size: bytes. Errors: `SpecError`."""
+    from prunus.deploy.weights import free_memory
+
+    if size > (free := free_memory()):
+        raise SpecError(f"{what} takes {size:,} bytes, and {free:,} bytes of memory are free: make it smaller")
 
 
 def zoo_kind(name: str) -> str:

@@ -246,6 +246,8 @@ def read_manifest(folder: str | Path) -> Manifest:
     try:
         plain = json.loads(content)
     except (ValueError, RecursionError) as error:
+        if b"\\ud" in content.lower() or b"\xed" in content:  # where half a character may hide
+            json.dumps(plain, ensure_ascii=False).encode()
         raise VerificationError(
             f"{file} is not JSON ({error}): it was cut off or changed; save the model again"
         ) from error
