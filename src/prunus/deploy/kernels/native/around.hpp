@@ -96,7 +96,6 @@ int32_t padded(const T *x, int64_t height, int64_t width, int64_t pad, float *to
             for (int64_t i = 0; i < pad; i++) *to++ = 0;
             copied_row(x, width, to, odd);
             to += width;
-            for (int64_t i = 0; i < pad; i++) *to++ = 0;
         }
     }
     uint32_t any = 0;

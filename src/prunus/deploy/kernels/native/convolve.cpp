@@ -24,7 +24,7 @@ struct Band {
 
 struct Plan {
     Convolution c;
-    int64_t oh, ow, width;           // of the output; of the padded input
+    int64_t oh, ow, width;           // of the output; from row to row of a band
     int64_t rows, images;            // of the largest band, in its output
     int64_t plane, all;              // floats from channel to channel of a band, and from image to image
     int64_t per_image, count;        // bands
@@ -47,8 +47,9 @@ bool planned(Plan &p, const Convolution &c, double products, int threads) {
     p.c = c;
     p.oh = c.out_h();
     p.ow = c.out_w();
-    p.width = c.width + 2 * c.pad_w;
-    p.flat = c.stride_h == 1 && c.stride_w == 1 && double(p.width - p.ow) * products <= kGather * double(p.ow);
+    p.width = c.width + c.pad_w;  // the zeros right of a row are those left of the next
+    p.flat = c.stride_h == 1 && c.stride_w == 1 && p.ow <= p.width &&  // not where zeros alone are seen between rows
+             double(p.width - p.ow) * products <= kGather * double(p.ow);
     const int64_t fit = kBand / std::max<int64_t>(c.channels * p.width, 1), whole = p.rows_of(p.oh);  // rows
     p.images = p.flat ? 1 : std::max<int64_t>(std::min(fit / whole, c.images / threads), 1);
     p.rows = p.oh;
@@ -61,7 +62,7 @@ bool planned(Plan &p, const Convolution &c, double products, int threads) {
     p.per_image = (p.oh + p.rows - 1) / p.rows;
     p.count = p.per_image == 1 ? (c.images + p.images - 1) / p.images : c.images * p.per_image;
     // An odd number of lines: channels that lie a power of two apart would meet in the same few places of the cache.
-    const int64_t lines = (p.rows_of(p.rows) * p.width + kLine - 1) / kLine;
+    const int64_t lines = (p.rows_of(p.rows) * p.width + c.pad_w + kLine - 1) / kLine;
     p.plane = (lines | 1) * kLine;
     p.all = p.plane * c.channels;
     if (p.all > INT32_MAX) return false;

@@ -64,7 +64,7 @@ struct Level {
                     float *panel);
     // to[i] = from[i] as float32; whether one is not finite
     int32_t (*widen)(const void *from, int32_t half, int64_t count, float *to);
-    // to[height][pad + width + pad] of x[height][width], with zeros left and right; whether one is not finite
+    // to[height][pad + width] of x[height][width], with zeros on the left; whether one is not finite
     int32_t (*pad)(const void *x, int32_t half, int64_t height, int64_t width, int64_t pad, float *to);
     // tile[row][wide] += bias[row], then the activation
     void (*finish)(float *tile, int32_t wide, int32_t rows, int32_t width, const float *bias, int32_t activation);
