@@ -161,6 +161,53 @@ def test_wanda_as_published(kind: str, pattern: tuple[int, int] | None) -> None:
     assert set(result.skipped) == ({"lm_head.weight"} if kind == "llama" else set())  # elsewhere it is the embedding
 
 
+class Past:
+    """Keys of every layer, each followed by what comes later."""
+
+    def __init__(self) -> None:
+        self.keys: list[list[Tensor]] = [[], []]
+
+
+class Attends(nn.Module):
+    def __init__(self, place: int) -> None:
+        super().__init__()
+        self.place, self.k, self.out = place, nn.Linear(8, 8), nn.Linear(8, 8)
+
+    def forward(self, x: Tensor, past: Past | None) -> Tensor:
+        k = self.k(x)
+        if past is not None:
+            past.keys[self.place].append(k)
+            k = torch.cat(past.keys[self.place], 1)
+        return x + self.out((x @ k.mT).softmax(-1) @ k)
+
+
+class Caching(nn.Module):
+    """Keeps its keys in an object among the arguments of its layers, whether asked to or not."""
+
+    def __init__(self, caches: bool) -> None:
+        super().__init__()
+        self.caches = caches
+        self.layers = nn.ModuleList(Attends(i) for i in range(2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        past = Past() if self.caches else None
+        for layer in self.layers:
+            x = layer(x, past)
+        assert past is None or [len(k) for k in past.keys] == [1, 1]
+        return x
+
+
+def test_a_cache_among_the_arguments_is_as_it_was_whenever_a_block_is_tried() -> None:
+    pruned = []
+    for caches in (True, False):
+        torch.manual_seed(0)
+        model = Caching(caches)
+        recipe = replace(prunus.methods.get("wanda"), sweep="blocks")
+        pruned.append(prunus.prune(model, Task(calib=[torch.randn(2, 5, 8)] * 2), recipe, sparsity=0.5).model)
+    one, other = (m.state_dict() for m in pruned)
+    assert all(torch.equal(one[n], other[n]) for n in other)
+
+
 def test_nothing_of_it_stays() -> None:
     model, batches = language_model("llama"), batches_for("llama")
     model.train()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
@@ -14,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from prunus.engine.nested import moved
+from prunus.graph.duplicate import duplicate
 from prunus.graph.running import computed, identity
 from prunus.parts.evidence.capture import Use, lay_
 
@@ -140,7 +140,7 @@ def copied(block: nn.Module, device: torch.device) -> nn.Module:
         memo[id(b)] = b.detach().to(device, copy=True)
     own = block.__dict__.pop("forward", None)
     try:
-        return copy.deepcopy(block, memo).eval()
+        return duplicate(block, memo).eval()
     finally:
         if own is not None:
             block.__dict__["forward"] = own

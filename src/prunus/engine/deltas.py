@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Sequence
 
 import torch
@@ -10,6 +9,7 @@ from torch import Tensor, nn
 
 from prunus.core.errors import Problems, SpecError
 from prunus.engine.prepare import unwrap
+from prunus.graph.duplicate import duplicate
 
 
 def difference(tuned: nn.Module, base: nn.Module) -> nn.Module:
@@ -19,7 +19,7 @@ def difference(tuned: nn.Module, base: nn.Module) -> nn.Module:
     computes nothing of use; recipes that read weights alone prune it as they prune any.
     Cost: a copy. Errors: `SpecError` naming every tensor that the two do not share, or not in one shape.
     """
-    made = copy.deepcopy(unwrap(tuned))
+    made = duplicate(unwrap(tuned))
     theirs = _shared(made, unwrap(base))
     with torch.no_grad():
         for name, own in made.state_dict().items():
@@ -36,7 +36,7 @@ def merged(base: nn.Module, *deltas: nn.Module, weights: Sequence[float] | None 
     factors = [1.0] * len(deltas) if weights is None else list(weights)
     if len(factors) != len(deltas):
         raise SpecError(f"{len(factors)} weights for {len(deltas)} deltas: pass one for each")
-    made = copy.deepcopy(unwrap(base))
+    made = duplicate(unwrap(base))
     found = [_shared(made, unwrap(d)) for d in deltas]
     with torch.no_grad():
         for name, own in made.state_dict().items():
@@ -84,7 +84,7 @@ def amplified(
 
 
 def _together(deltas: Sequence[nn.Module], factors: Sequence[float]) -> nn.Module:
-    made = copy.deepcopy(unwrap(deltas[0]))
+    made = duplicate(unwrap(deltas[0]))
     states = [_shared(made, unwrap(d)) for d in deltas]
     with torch.no_grad():
         for name, own in made.state_dict().items():

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator, Mapping
+from enum import Enum
 from typing import Any
 
 import torch
@@ -46,3 +48,29 @@ def changed(value: Any, make: Callable[[Tensor], Tensor]) -> Any:
             return value
         return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
     return value
+
+
+def afresh(value: Any, memo: dict[int, Any] | None = None) -> Any:
+    """A nested value with copies of the lists, mappings and objects in it, which share its tensors and modules.
+
+    What a call appends to these copies (keys and values to a cache) is not in the original.
+    """
+    memo = {} if memo is None else memo
+    if id(value) in memo:
+        return memo[id(value)]
+    if isinstance(value, tuple):
+        items = [afresh(v, memo) for v in value]
+        if all(a is b for a, b in zip(items, value, strict=True)):
+            return value
+        return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
+    plain = type(value) in (list, dict, set)
+    if not plain and (isinstance(value, Tensor | Enum) or callable(value) or not hasattr(value, "__dict__")):
+        return value
+    twin = memo[id(value)] = copy.copy(value)
+    if isinstance(twin, list):
+        twin[:] = [afresh(v, memo) for v in twin]
+    elif isinstance(twin, dict):
+        twin.update((k, afresh(v, memo)) for k, v in list(twin.items()))
+    if not plain:
+        vars(twin).update((k, afresh(v, memo)) for k, v in list(vars(twin).items()))
+    return twin

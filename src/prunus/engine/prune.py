@@ -1,6 +1,5 @@
 """One call: a model in, a pruned model out."""
 
-import copy
 import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -16,6 +15,7 @@ from prunus.core.task import Batch, Task
 from prunus.engine.prepare import resolve_budget, resolve_task, unwrap
 from prunus.engine.result import Result
 from prunus.engine.session import Session
+from prunus.graph.duplicate import duplicate
 
 OnStep = Callable[[int, int, float], None]
 OptimizerFactory = Callable[[list[nn.Parameter]], torch.optim.Optimizer]
@@ -55,7 +55,6 @@ def prune(
     Errors: `SpecError`, `BudgetError`, `WeightsError`, `DataError`, `StructureError`, all before anything is changed.
     """
     from prunus import procedure_named
-    from prunus.graph.running import computed
 
     source, task = unwrap(model), resolve_task(task)
     if (found := procedure_named(recipe)) is not None:
@@ -67,7 +66,7 @@ def prune(
             f"a recipe takes no {', '.join(sorted(options))}: its parts are edited with dataclasses.replace"
         )
     assert not isinstance(recipe, Procedure)
-    pruned = copy.deepcopy(source, computed(source))
+    pruned = duplicate(source)
     session = Session(pruned, recipe, task, budget, steps=steps, seed=seed, sparsity=sparsity)
     if steps == 0:
         if session.recipe.trains:

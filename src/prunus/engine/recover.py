@@ -1,6 +1,5 @@
 """Recovery: what a recipe does to bring a pruned model back."""
 
-import copy
 import warnings
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from prunus.core.recipe import Recipe
 from prunus.core.task import Batch
 from prunus.engine.apply_ import apply_
 from prunus.engine.cost import Cost, cost_of
+from prunus.graph.duplicate import duplicate
 
 if TYPE_CHECKING:
     from prunus.engine.session import Session
@@ -25,9 +25,8 @@ def teacher_of(model: nn.Module, recipe: Recipe) -> nn.Module | None:
     """A copy of the dense model in evaluation mode, where the recovery learns from it."""
     if recipe.recover is None or not recipe.recover.teacher:
         return None
-    from prunus.graph.running import computed
 
-    return copy.deepcopy(model, computed(model)).eval().requires_grad_(False)
+    return duplicate(model).eval().requires_grad_(False)
 
 
 def site_of(session: "Session", masks: Mapping[str, Tensor]) -> Site:

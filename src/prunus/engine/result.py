@@ -1,6 +1,5 @@
 """What pruning gives back: the only thing later stages (compacting, measuring, saving, reporting) take."""
 
-import copy
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -17,6 +16,7 @@ from prunus.core.part import Masks
 from prunus.core.recipe import Recipe
 from prunus.core.task import Example
 from prunus.engine.hooks import Hooks, hookable
+from prunus.graph.duplicate import duplicate
 
 
 @dataclass(eq=False)
@@ -98,7 +98,7 @@ class Result:
                 ),
                 stacklevel=2,
             )
-            small = copy.deepcopy(self.model)
+            small = duplicate(self.model)
             if optimizer is not None:
                 graph.compact_optimizer_(optimizer, self.model, small, ())
             return small

@@ -1,6 +1,5 @@
 """Scores: collect exactly the evidence a part asks for, call it once per group, reduce to units."""
 
-import copy
 import hashlib
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any
@@ -25,6 +24,7 @@ from prunus.engine.prepare import (
     resolve_task,
     unwrap,
 )
+from prunus.graph.duplicate import duplicate
 
 
 def score(model: nn.Module, task: Task | None, recipe: Recipe | str, *, seed: int = 0) -> dict[str, Tensor]:
@@ -37,7 +37,7 @@ def score(model: nn.Module, task: Task | None, recipe: Recipe | str, *, seed: in
     """
     recipe, task, model = resolve_recipe(recipe), resolve_task(task), unwrap(model)
     if recipe.prepare is not None:
-        model = prepared(copy.deepcopy(model), recipe, task)
+        model = prepared(duplicate(model), recipe, task)
     groups = find_groups(model, recipe, task)
     check_weights(model, groups)
     check_slots(recipe, task, groups, 0)

@@ -1,6 +1,5 @@
 """Tickets carried over: masks, and the weights they began with, to a network of another depth or for another task."""
 
-import copy
 import fnmatch
 import re
 from collections.abc import Iterable, Mapping
@@ -15,6 +14,7 @@ from prunus.core.task import Example
 from prunus.engine.apply_ import apply_, parameter_masks
 from prunus.engine.prepare import unwrap
 from prunus.engine.result import Result
+from prunus.graph.duplicate import duplicate
 
 Order = Literal["append", "interpolate"]
 
@@ -52,7 +52,7 @@ def transfer(
     Errors: `StructureError` where a parameter has no counterpart of its shape, or a unit would be kept in one of its
     layers and removed in another; nothing was changed.
     """
-    target = copy.deepcopy(unwrap(model))
+    target = duplicate(unwrap(model))
     parameters = dict(target.named_parameters())
     theirs = {n: tuple(p.shape) for n, p in ticket.model.named_parameters()}
     path = blocks if blocks is not None else stretched(theirs, parameters, order=order)

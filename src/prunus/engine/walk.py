@@ -20,8 +20,9 @@ from torch import Tensor, nn
 from prunus.core.errors import DataError, SpecError, StructureError
 from prunus.core.evidence import SideBySide
 from prunus.core.task import Batch, Task
-from prunus.engine.nested import equal
+from prunus.engine.nested import afresh, equal
 from prunus.engine.nested import tensors as tensors
+from prunus.graph.running import eager
 from prunus.parts.evidence.mode import ranks
 
 _here = threading.local()
@@ -76,12 +77,12 @@ class _Calls(Sequence[Call]):
 
 
 def called(block: nn.Module, call: Call) -> Any:
-    """The block's outputs on a call."""
-    return block(*call.args, **call.kwargs)
+    """The block's outputs on a call, as if it had not been called: a cache among the arguments stays as it is."""
+    return _called("", block, afresh(call))
 
 
 def _called(name: str, block: nn.Module, call: Call) -> Any:
-    return called(block, call)
+    return block(*call.args, **call.kwargs)
 
 
 def _same(value: Any) -> Any:
@@ -258,7 +259,8 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
         model.eval()
         for config in caching:
             config.use_cache = False
-        yield
+        with eager():
+            yield
     finally:
         for config in caching:
             config.use_cache = True
@@ -387,10 +389,7 @@ def _instead(modules: Iterable[nn.Module], act: Callable[..., Any]) -> Iterator[
 
 
 def check_repeatable(visit: Visit) -> None:
-    """Refuse a block that computes something else when it is called again with the same arguments.
-
-    Errors: `SpecError`.
-    """
+    """Refuse (`SpecError`) a block that computes something else when it is called again with the same arguments."""
     with torch.no_grad():
         one, other = (list(tensors(called(visit.block, visit.calls[0]))) for _ in range(2))
     if [t.shape for t in one] != [t.shape for t in other] or not all(map(equal, one, other)):

@@ -7,7 +7,6 @@ passed in is never changed.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import pairwise
@@ -21,6 +20,7 @@ from prunus.core.errors import Problems, SpecError, StructureError
 from prunus.core.groups import Group, Member
 from prunus.core.task import Example
 from prunus.graph.depth.drop import CONTAINERS, BlockGroup, container_of, drop_, drops, entries_of, unshare_
+from prunus.graph.duplicate import duplicate
 from prunus.graph.mixture.group import ExpertGroup, recount
 from prunus.graph.norms import put_right_
 from prunus.graph.repair import read, repairs, shapes_of, write_
@@ -275,7 +275,7 @@ def _copied(model: nn.Module, edits: Iterable[Edit]) -> nn.Module:
         if found is not None and id(tensor) not in memo:
             memo[id(tensor)] = _like(tensor, found)
     try:
-        return copy.deepcopy(model, memo)
+        return duplicate(model, memo)
     except (RuntimeError, TypeError) as error:
         raise StructureError(f"the model cannot be copied ({error}); compaction works on a deep copy") from error
 

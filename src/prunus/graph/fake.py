@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -15,6 +14,7 @@ from torch.utils._pytree import tree_map_only
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from prunus.core.task import Example
+from prunus.graph.duplicate import duplicate
 from prunus.graph.running import mapped, tensors_in
 
 
@@ -30,7 +30,7 @@ def on_meta(model: nn.Module, example: Example | Tensor, run: Callable[[nn.Modul
         for tensor in (*model.parameters(), *model.buffers()):
             bare = _bare(tensor)
             memo[id(tensor)] = nn.Parameter(bare, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else bare
-        return run(copy.deepcopy(model, memo), mapped(example, _bare))
+        return run(duplicate(model, memo), mapped(example, _bare))
 
 
 def _bare(tensor: Tensor) -> Tensor:

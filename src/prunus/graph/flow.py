@@ -197,6 +197,10 @@ class Flow(TorchDispatchMode):
         inputs = [] if self.asleep else list(tensors_in((args, kwargs)))
         if not inputs:
             return func(*args, **kwargs)
+        before = args
+        if torch.Tag.inplace_view in func.tags and isinstance(args[0], Tensor):  # as it was, with the shape that it had
+            before = (args[0].detach(), *args[1:])
+            self.info[before[0]] = self.info.get(args[0], NOTHING)
         out = self.hollow.run(func, name, args, kwargs, inputs) if self.hollow else func(*args, **kwargs)
         for tensor in inputs:
             self._recognize(tensor)
@@ -204,7 +208,7 @@ class Flow(TorchDispatchMode):
                 self.touched.add(source)
             self.settle(tensor)
         base = name if name.startswith("__") else name.rstrip("_")
-        call = Call(self, base, func, args, kwargs, out, self.where)
+        call = Call(self, base, func, before, kwargs, out, self.where)
         found = RULES.get(base)
         if found is None and torch.Tag.pointwise in func.tags:
             found = RULES["pointwise"]

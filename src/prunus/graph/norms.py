@@ -9,7 +9,6 @@ normalization `w x g / (mean(g) + eps)` of sizes g >= 0 (Woo et al. 2023, arXiv:
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -17,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from prunus.graph.duplicate import duplicate
 from prunus.graph.repair import repairs, shapes_of, write_
 from prunus.graph.running import FAILURES
 from prunus.graph.wide import Wide
@@ -109,7 +109,7 @@ def _tried(norm: Norm, module: nn.Module, size: int, dim: int, axis: int) -> boo
 
 def _copy(module: nn.Module, values: Mapping[str, Tensor]) -> nn.Module:
     memo: dict[int, Any] = {id(module._parameters[name]): nn.Parameter(value) for name, value in values.items()}
-    return copy.deepcopy(module, memo).eval()
+    return duplicate(module, memo).eval()
 
 
 def put_right_(small: nn.Module, dense: Mapping[str, Tensor], norms: Iterable[Norm]) -> list[tuple[str, float, float]]:

@@ -25,7 +25,10 @@ def sift(
     masks = {group.name: some(group, generator) for group in groups}
     found = _setting(model, example, seed, groups, masks)
     if found is None:
-        return [], [(group, "cannot be proved: the model's output is not a number") for group in groups]
+        finite = _finite(model, example, seed, groups, masks)
+        why = f"cannot be proved: {'with units of it at zero, ' if finite else ''}the model's output is not a number"
+        kept, others = sift(model, finite, example, seed) if finite else ([], [])
+        return kept, others + [(group, why) for group in groups if group not in finite]
     # `twin` is masked in all groups. What a part of them removes from it are zeros, so one reference does for all.
     twin, inputs, wide, expected = found
     tolerance = 1e-9 if wide else NARROW
@@ -65,6 +68,29 @@ def sift(
         bad.append((kept[-1], f"tried and found not removable together with others: {reason}"))
         kept = kept[:-1]
     return kept, bad
+
+
+def _finite(
+    model: nn.Module,
+    example: Example | Tensor,
+    seed: int,
+    groups: list[Group],
+    masks: dict[str, Bool[Tensor, "units"]],
+) -> list[Group]:
+    """Those of some groups whose masks leave the output a number, unlike those of all together."""
+
+    def good(part: list[Group]) -> list[Group]:
+        if _setting(model, example, seed, part, masks) is not None:
+            return part
+        middle = len(part) // 2
+        return [group for half in (part[:middle], part[middle:]) if half for group in good(half)] if middle else []
+
+    if _setting(model, example, seed, [], masks) is None:
+        return []
+    kept = good(groups[: len(groups) // 2]) + good(groups[len(groups) // 2 :]) if len(groups) > 1 else []
+    while kept and _setting(model, example, seed, kept, masks) is None:  # each is fine, but not all together
+        kept = kept[:-1]
+    return kept
 
 
 def _setting(

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import random
+import sys
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -49,7 +50,8 @@ def quiet(model: nn.Module) -> Iterator[None]:
     """Evaluation mode without gradients and without fused attention; everything is restored, whatever happens.
 
     Attributes that the forward sets or fills (caches of tables, counters, hooks with the flag that says that they are
-    there) come back too: what a dense run has cached would be stale in a smaller copy.
+    there) come back too, and modules in whose place it puts others: what a dense run has cached would be stale in a
+    smaller copy. Functions and modules inside the model that are compiled run as they were written.
     """
     training = [(m, m.training) for m in model.modules()]
     fields = [(vars(m), _snapshot(vars(m))) for m, _ in training]
@@ -57,7 +59,7 @@ def quiet(model: nn.Module) -> Iterator[None]:
     state = random.getstate()
     fast = torch.backends.mha.get_fastpath_enabled()
     try:
-        with torch.random.fork_rng(devices=devices), torch.no_grad(), torch.autocast("cpu", enabled=False):
+        with torch.random.fork_rng(devices=devices), torch.no_grad(), torch.autocast("cpu", enabled=False), eager():
             torch.backends.mha.set_fastpath_enabled(False)
             for module, _ in training:
                 module.training = False
@@ -71,17 +73,26 @@ def quiet(model: nn.Module) -> Iterator[None]:
             module.training = was
 
 
-# The registries of `nn.Module`, which forwards do not change.
+def eager() -> AbstractContextManager[Any]:
+    """Nothing is compiled meanwhile: every copy of other widths would be, and what watches a run sees more without."""
+    return torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else nullcontext()
+
+
+# The registries of `nn.Module`, which forwards do not change; of modules they may replace some.
 _REGISTRIES = frozenset(("_parameters", "_buffers", "_modules", "training"))
 
 
 def _snapshot(names: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
     """Every attribute, with a copy of its entries if it is a plain container."""
-    kept = {k: v for k, v in names.items() if k not in _REGISTRIES}
+    kept = {k: v for k, v in names.items() if k not in _REGISTRIES or k == "_modules"}
     return {k: (v, v.copy() if type(v) in (dict, OrderedDict, list) else None) for k, v in kept.items()}
 
 
 def _restore_(names: dict[str, Any], before: dict[str, tuple[Any, Any]]) -> None:
+    modules, were = before.pop("_modules", ({}, None))
+    for name, module in (were or {}).items():  # what is built in a first run stays
+        if module is not None and modules.get(name) not in (None, module):
+            modules[name] = module
     for name in [n for n in names if n not in before and n not in _REGISTRIES]:
         del names[name]
     for name, (value, entries) in before.items():
@@ -161,9 +172,18 @@ def _mapped(value: Any, change: Any) -> Any:
 
 
 def computed(model: nn.Module) -> dict[int, Any]:
-    """A memo for `copy.deepcopy`: tensors that hooks compute from parameters (older weight norm) copy as values."""
-    fields = [value for module in model.modules() for value in vars(module).values()]
-    return {id(v): v.detach() for v in fields if isinstance(v, Tensor) and not v.is_leaf}
+    """A memo for `copy.deepcopy`: tensors that a run has left (older weight norm, kept features) copy as values."""
+    fields = (value for module in model.modules() for name, value in vars(module).items() if name not in _REGISTRIES)
+    return {id(t): t.detach() for value in fields for t in _kept(value) if not t.is_leaf}
+
+
+def _kept(value: Any) -> Iterator[Tensor]:
+    """The tensors in an attribute; not those inside objects."""
+    if isinstance(value, Tensor):
+        yield value
+    elif type(value) in (dict, OrderedDict, list, tuple):
+        for item in value.values() if isinstance(value, dict) else value:
+            yield from _kept(item)
 
 
 def tensors_in(value: Any) -> Iterator[Tensor]:

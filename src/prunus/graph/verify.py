@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from functools import partial
@@ -15,6 +14,7 @@ from torch import Tensor, nn
 from prunus.core.errors import DataError, StructureError, VerificationError
 from prunus.core.groups import Group
 from prunus.core.task import Example
+from prunus.graph.duplicate import duplicate
 from prunus.graph.flow import tensors_in
 from prunus.graph.running import call, computed, mapped, quiet, unwrap
 from prunus.graph.statistics import kept_statistics
@@ -190,7 +190,7 @@ def precise(model: nn.Module, wide: bool = True) -> nn.Module:
                 nn.Parameter(double, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else double
             )
     try:
-        twin = copy.deepcopy(model, memo)
+        twin = duplicate(model, memo)
     except (RuntimeError, TypeError) as error:
         raise StructureError(f"the model cannot be copied ({error}); the proof works on a deep copy") from error
     for module in twin.modules() if wide else ():

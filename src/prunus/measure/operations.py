@@ -6,7 +6,6 @@ contraction is visible: on a CPU the attention fast path and the fused recurrent
 
 from __future__ import annotations
 
-import copy
 from bisect import bisect_right
 from collections import OrderedDict, defaultdict
 from collections.abc import Callable, Iterator
@@ -20,6 +19,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from prunus.core.errors import DataError
+from prunus.graph.duplicate import duplicate
 from prunus.graph.running import takes_hooks
 from prunus.measure import contractions
 from prunus.measure.inputs import (
@@ -253,7 +253,7 @@ def meta_copy(model: nn.Module) -> tuple[nn.Module, list[tuple[Tensor, Tensor]]]
             if isinstance(tensor, Tensor):
                 swapper.swap(tensor)
     with swapper:
-        twin = copy.deepcopy(model, memo)
+        twin = duplicate(model, memo)
     for module in twin.modules():
         module.training = False
     return twin, pairs

@@ -24,6 +24,7 @@ from prunus.core.groups import Group, Member
 from prunus.graph.running import identity
 from prunus.parts.evidence.gradients import NO_BATCH
 from prunus.parts.evidence.mode import evidence_mode
+from prunus.parts.evidence.vectorized import every_sample, refuse_gradients
 
 CONVOLUTIONS = {F.conv1d: 1, F.conv2d: 2, F.conv3d: 3}
 PRODUCTS: set[Callable[..., Any]] = {
@@ -145,15 +146,17 @@ class Capture(TorchFunctionMode):
             return result
         self.uses.append(use)
         if self.gradients and isinstance(x := _argument(args, kwargs, place), Tensor) and x.requires_grad:
-            # Another name for x, so that only what flows back through this use is seen.
-            alias = x.view_as(x)
+            refuse_gradients(use.name, x)
+            alias = x.view_as(x)  # another name for x, so that only what flows back through this use is seen
             alias.register_hook(_into(use, "gx"))
             args, kwargs = _replaced(args, kwargs, place, alias)
         y = func(*args, **kwargs)
         if self.gradients and y.requires_grad:
             y.register_hook(_into(use, "gy"))
         if self.outputs:
-            use.y = y.detach().clone()  # an activation may be computed in its place
+            use.y = every_sample(
+                y, len(use.kernel) + 2 if use.conv else None
+            ).clone()  # an activation may be computed in its place
         return y
 
     def _follow(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> None:
@@ -214,7 +217,8 @@ class Capture(TorchFunctionMode):
             if name is None:
                 return None, place
             bias = self.names.get(id(_argument(args, kwargs, (2, "bias"))))
-            use = Use(name, _argument(args, kwargs, place).detach(), 1, bias)
+            most = CONVOLUTIONS[func] + 2 if func in CONVOLUTIONS else None
+            use = Use(name, every_sample(_argument(args, kwargs, place), most), 1, bias)
             if func in CONVOLUTIONS:
                 use.kernel, use.conv = tuple(weight.shape[2:]), _convolution(args, kwargs, CONVOLUTIONS[func])
             return use, place
@@ -226,7 +230,7 @@ class Capture(TorchFunctionMode):
             if name is None or other.ndim != 2:
                 return None, place
             bias = self.names.get(id(args[0])) if first else None
-            return Use(name, _argument(args, kwargs, place).detach(), 0 if turned is None else 1, bias), place
+            return Use(name, every_sample(_argument(args, kwargs, place)), 0 if turned is None else 1, bias), place
         return None, (0, "input")
 
 

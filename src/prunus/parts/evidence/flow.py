@@ -1,6 +1,5 @@
 """Synaptic flow: the gradient of the network's total output when every weight and every input is positive."""
 
-import copy
 from collections.abc import Iterator
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -10,6 +9,7 @@ from torch import Tensor, nn
 
 from prunus.core.errors import DataError, SpecError, StructureError, WeightsError
 from prunus.core.evidence import Evidence, GroupTensors, Sources
+from prunus.graph.duplicate import duplicate
 from prunus.parts.evidence.gradients import NO_BATCH, scored
 from prunus.parts.evidence.inputs import Call, each_tensor, example_call, floating_outputs
 from prunus.parts.evidence.mode import evidence_mode
@@ -35,7 +35,7 @@ class SynapticFlowEvidence(Evidence):
 
     def collect(self, sources: Sources) -> Iterator[GroupTensors]:
         args, kwargs = self.inputs(sources)
-        linear = copy.deepcopy(sources.model).double().eval()
+        linear = duplicate(sources.model).double().eval()
         trained = {name for name, _ in linear.named_parameters(remove_duplicate=False)}
         with torch.no_grad():
             # A mask of -inf is no weight: its absolute value would let everything through.

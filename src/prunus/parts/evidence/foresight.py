@@ -2,7 +2,6 @@
 by which the network will train.
 """
 
-import copy
 from collections.abc import Callable, Iterator, Mapping
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -16,6 +15,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from prunus.core.errors import DataError, SpecError, StructureError
 from prunus.core.evidence import Evidence, GroupTensors, Sources
 from prunus.core.task import Task
+from prunus.graph.duplicate import duplicate
 from prunus.parts.evidence.gradients import NO_BATCH, scored
 from prunus.parts.evidence.inputs import example_call, floating_outputs, gaussian_call
 from prunus.parts.evidence.mode import averaged_over_ranks, evidence_mode
@@ -71,7 +71,7 @@ class KernelGradEvidence(Evidence):
         scores = scored(sources, self.roles)
         names = {n for n, p in sources.parameters.items() if (p.ndim >= 2 and p.is_floating_point()) or n in scores}
         keep = kept_entries(sources)
-        net = copy.deepcopy(sources.model).double().eval().requires_grad_(False)
+        net = duplicate(sources.model).double().eval().requires_grad_(False)
         total: dict[str, Tensor] = {}
         for _ in range(int(settings.get("draws", 1))):
             reset_(net, draw)

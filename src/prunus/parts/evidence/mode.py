@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from prunus.core.errors import DataError, listed
 from prunus.core.task import Task
+from prunus.graph.running import eager
 
 
 @contextmanager
@@ -17,7 +18,8 @@ def evidence_mode(
     """Evaluation (or training) mode with gradients on `parameters`; everything is put back, also after an exception.
 
     In training mode, batch normalization would move its running statistics and dropout would draw from the global
-    generator: buffers are restored, and the global generators are forked and seeded from the session's own.
+    generator: buffers are restored, and the global generators are forked and seeded from the session's own. What is
+    compiled inside the model runs as it was written: compiled code cannot be differentiated twice, nor watched.
     """
     training = {m: m.training for m in model.modules()}
     flags = {p: p.requires_grad for p in model.parameters()}
@@ -26,7 +28,7 @@ def evidence_mode(
     # The devices' own generators too: dropout on a GPU draws from them.
     devices = sorted({p.device.index for p in model.parameters() if p.is_cuda})
     try:
-        with torch.random.fork_rng(devices=devices), torch.enable_grad():
+        with torch.random.fork_rng(devices=devices), torch.enable_grad(), eager():
             torch.manual_seed(seed)
             model.train(train)
             for p in model.parameters():

@@ -1,6 +1,5 @@
 """Importance that is propagated from the last responses before the classifier back to every unit."""
 
-import copy
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Annotated, Any, ClassVar
@@ -15,6 +14,7 @@ from prunus.core.errors import DataError, StructureError
 from prunus.core.evidence import GroupTensors, Reads, Sources
 from prunus.core.groups import Group, Member
 from prunus.core.task import Task
+from prunus.graph.duplicate import duplicate
 from prunus.parts.evidence.activations import ActivationGradEvidence, names_of, read, readers
 from prunus.parts.evidence.attribution import POINTWISE
 from prunus.parts.evidence.capture import Use, captured
@@ -63,7 +63,7 @@ class PropagatedImportanceEvidence(ActivationGradEvidence):
     def collect(self, sources: Sources) -> Iterator[GroupTensors]:
         last, responses = final_responses(sources)
         weight_of = inf_fs(responses, float(sources.settings.get("mixing", 0.5)))
-        positive = copy.deepcopy(sources.model).double().eval()
+        positive = duplicate(sources.model).double().eval()
         with torch.no_grad():
             for state in (*positive.parameters(), *positive.buffers()):
                 if state.is_floating_point() and bool(torch.isfinite(state).all()):

@@ -1,6 +1,5 @@
 """Channels in another order, together with everything that makes and reads them."""
 
-import copy
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -14,7 +13,8 @@ from prunus.core.evidence import Sources
 from prunus.core.groups import Group
 from prunus.core.part import Preparation
 from prunus.core.task import Task
-from prunus.graph.running import call, computed, mapped, one_sample, tensors_in
+from prunus.graph.duplicate import duplicate
+from prunus.graph.running import call, mapped, one_sample, tensors_in
 from prunus.graph.structure import CoupledGroup, trace
 from prunus.parts.evidence.capture import captured
 from prunus.parts.evidence.curvature import square
@@ -55,7 +55,7 @@ class Arranged(Preparation):
             raise SpecError("what is coupled is found by a run: pass Task(example=...) or batches")
         groups = [g for g in trace(model, example).groups if movable(g, model, self.m)]
         sample = mapped(one_sample(example)[0], lambda t: t.double() if t.is_floating_point() else t)
-        trial = copy.deepcopy(model, computed(model)).double().eval()
+        trial = duplicate(model).double().eval()
         moved = 0
         lengths = norms(model, groups, task if task is not None else Task(calib=[example], forward=call))
         for group in groups:

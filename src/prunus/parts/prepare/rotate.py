@@ -1,6 +1,5 @@
 """Residual streams in the coordinates of their principal components."""
 
-import copy
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
@@ -12,7 +11,8 @@ from torch import Tensor, nn
 from prunus.core.errors import DataError, SpecError, StructureError
 from prunus.core.part import Preparation
 from prunus.core.task import Task
-from prunus.graph.running import call, computed, mapped, one_sample, quiet, tensors_in
+from prunus.graph.duplicate import duplicate
+from prunus.graph.running import call, mapped, one_sample, quiet, tensors_in
 from prunus.parts.evidence.mode import averaged_over_ranks
 from prunus.parts.prepare.biased import add_bias_
 from prunus.parts.prepare.places import Places, join_, places, rejoin_
@@ -238,7 +238,7 @@ def _run(model: nn.Module, example: Any, task: Task | None) -> None:
 def _trial(model: nn.Module, example: Any) -> tuple[nn.Module, Any, list[Tensor]]:
     """A float64 copy (float32 where it has kernels for no other), one sample in that type, and what comes out."""
     for dtype in (torch.float64, torch.float32):
-        trial = copy.deepcopy(model, computed(model)).to(dtype)
+        trial = duplicate(model).to(dtype)
         sample = mapped(one_sample(example)[0], lambda t, to=dtype: t.to(to) if t.is_floating_point() else t)
         try:
             return trial, sample, _outputs(trial, sample)
