@@ -4,13 +4,21 @@ from __future__ import annotations
 
 import importlib
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from prunus.core.errors import MissingExtraError, SpecError, StructureError, UnknownNameError, VerificationError
+from prunus.core.errors import (
+    MissingExtraError,
+    PrunusError,
+    SpecError,
+    StructureError,
+    UnknownNameError,
+    VerificationError,
+)
 from prunus.deploy import export, exporting
 from tests.deploy.test_onnx import Branch
 from tests.deploy.test_runtimes import net, pixels
@@ -137,4 +145,29 @@ def test_models_that_core_ml_has_no_operators_for_are_refused(tmp_path: Path) ->
 
     with pytest.raises(StructureError, match="coremltools cannot translate it"):
         export(Turned(), torch.randn(3, 3), tmp_path / "m.mlpackage", "coreml")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("to", ["onnx", "torch"])
+def test_a_disk_that_fills_up_is_said_and_nothing_is_left(to: str, tmp_path: Path) -> None:
+    """No file may grow beyond some kilobytes, which the system says in the middle of writing."""
+    resource = pytest.importorskip("resource")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    model = nn.Linear(64, 64)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (9000, before[1]))
+    try:
+        with pytest.raises(PrunusError, match="ould not write"):
+            export(model, torch.randn(1, 64), tmp_path / f"model{exporting.SUFFIXES[to]}", to)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("to", ["onnx", "torch", "mnn"])
+def test_a_full_disk_is_known_before_anything_is_written(
+    to: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=10_000))
+    with pytest.raises(PrunusError, match="10,000 are free"):
+        export(nn.Linear(64, 64), torch.randn(1, 64), tmp_path / f"model{exporting.SUFFIXES[to]}", to)
     assert not list(tmp_path.iterdir())

@@ -1,17 +1,21 @@
 """Writing so that a reader sees all of it or nothing."""
 
 import ctypes
+import functools
 import os
 import re
 import shutil
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import ParamSpec, TypeVar
 
 from prunus.core.errors import PrunusError, SpecError
 
 MARK = "pruning.json"
+P = ParamSpec("P")
+R = TypeVar("R")
 _AT_CWD, _EXCHANGE = -100, 2  # AT_FDCWD and RENAME_EXCHANGE of renameat2(2)
 
 
@@ -101,6 +105,25 @@ def check_space(folder: Path, needs: int) -> None:
     free = shutil.disk_usage(found).free
     if free < needs:
         raise PrunusError(f"{folder} needs {needs:,} bytes, and {free:,} are free: free space or choose another place")
+
+
+def disk_told(function: Callable[P, R]) -> Callable[P, R]:
+    """The function, with what the system says of files and disks raised as `PrunusError`. For those that write into a
+    temporary folder, so that nothing is left behind.
+    """
+
+    @functools.wraps(function)
+    def run(*args: P.args, **kwargs: P.kwargs) -> R:
+        try:
+            return function(*args, **kwargs)
+        except OSError as error:
+            where = f" ({error.filename})" if error.filename else ""
+            raise PrunusError(
+                f"could not write what was asked for: {error.strerror or error}{where}. Nothing was left behind; free "
+                f"space or choose another place"
+            ) from error
+
+    return run
 
 
 def write_text(path: Path, text: str) -> None:
