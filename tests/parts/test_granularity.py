@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import warnings
+
 import pytest
 import torch
 from torch import Tensor, nn
 
 from prunus.core.errors import SpecError
-from prunus.parts.granularity import Channel, Element
+from prunus.parts.granularity import Channel, Element, Tile
 
 
 class Mixed(nn.Module):
@@ -117,3 +119,11 @@ def test_channels_need_an_example() -> None:
 def test_demands_that_are_none_are_refused(wrong: dict[str, int]) -> None:
     with pytest.raises(SpecError, match="at least 1"):
         Channel(**wrong)  # type: ignore[arg-type]
+
+
+def test_weights_without_entries_are_none() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch says that there is nothing to initialize
+        model = nn.Sequential(nn.Linear(4, 0), nn.Linear(0, 4), nn.Linear(4, 4))
+    for granularity in (Element(), Tile((4, 1, 1, 1))):
+        assert [group.name for group in granularity(model)] == ["2.weight"]

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import inspect
 import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -11,7 +13,7 @@ from torch import Tensor, nn
 
 from prunus.core.errors import StructureError
 from prunus.core.task import Example, as_call
-from prunus.graph.running import FAILURES
+from prunus.graph.running import tensors_in
 
 
 def subject_call(model: nn.Module, example: Example | Tensor) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -23,13 +25,45 @@ def subject_call(model: nn.Module, example: Example | Tensor) -> tuple[tuple[Any
     return args, kwargs
 
 
+@contextmanager
+def plain_outputs(model: nn.Module) -> Iterator[None]:
+    """Inside, the model returns its tensors in tuples, lists and dictionaries, and nothing else; see `plain`.
+
+    A file then needs no class of the library that the model came from.
+    """
+    handle = model.register_forward_hook(lambda module, args, out: plain(out))
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def plain(value: Any) -> Any:
+    """A value's tensors in the order of `tensors_in`, in tuples, lists and dictionaries.
+
+    Named tuples become tuples, other objects with fields dictionaries; what holds no tensor is left out.
+    """
+    if isinstance(value, Tensor):
+        return value
+    if isinstance(value, list | tuple | set | frozenset):
+        kept = [plain(item) for item in value if _holds(item)]
+        return kept if isinstance(value, list) else tuple(kept)
+    if not isinstance(value, Mapping):
+        value = {name: getattr(value, name, None) for name in getattr(value, "__dataclass_fields__", ())}
+    return {name: plain(item) for name, item in value.items() if _holds(item)}
+
+
+def _holds(value: Any) -> bool:
+    return next(tensors_in(value), None) is not None
+
+
 def exported_program(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> torch.export.ExportedProgram:
-    """What `torch.export` makes of a model. Errors: `StructureError` where it cannot follow."""
-    with warnings.catch_warnings():
+    """What `torch.export` makes of a model, outputs as in `plain`. Errors: `StructureError` where it cannot follow."""
+    with warnings.catch_warnings(), plain_outputs(model):
         warnings.simplefilter("ignore")
         try:
             return torch.export.export(model, args, kwargs)
-        except FAILURES as error:
+        except Exception as error:  # of classes of its own, and of whatever the model's code raises
             first = (str(error).strip() or type(error).__name__).splitlines()[0]
             kind = type(model).__name__
             raise StructureError(f"torch.export cannot follow this {kind}: {first}") from error

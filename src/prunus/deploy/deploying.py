@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,7 +14,7 @@ from prunus.core.errors import DataError, PrunusError, SpecError, VerificationEr
 from prunus.core.task import Example
 from prunus.deploy import runtimes as registry
 from prunus.deploy.calling import subject_call
-from prunus.deploy.denormals import flush_denormals_
+from prunus.deploy.copies import deployed_copy
 from prunus.deploy.deployment import Absent, Deployment, Row, Timed, sentences
 from prunus.deploy.patterns import left
 from prunus.deploy.runtimes.base import Precision, Runtime, Session, Subject, output_tensors
@@ -147,10 +146,7 @@ def subject_of(
     model: nn.Module, example: Example | Tensor, folder: Path, calib: Sequence[Example | Tensor] = ()
 ) -> tuple[Subject, dict[str, int]]:
     """What runtimes are given: a copy in evaluation mode with denormal weights made zeros, and how many those were."""
-    own = copy.deepcopy(unwrap(model))
-    for module in own.modules():
-        module.training = False
-    flushed = flush_denormals_(own)
+    own, flushed = deployed_copy(model)
     args, kwargs = subject_call(own, example)
     return Subject(own, args, kwargs, folder, tuple(calib)), flushed
 

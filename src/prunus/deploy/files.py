@@ -9,6 +9,7 @@ from typing import Any, Final, Literal
 
 import numpy as np
 import torch
+from pydantic import ValidationError
 from torch import Tensor, nn
 
 from prunus import __version__, preparation_of
@@ -32,6 +33,7 @@ from prunus.engine.apply_ import unpack
 from prunus.engine.result import Result
 from prunus.graph import replay_
 from prunus.graph.repair import read as attribute
+from prunus.graph.running import unwrap
 
 Name = Literal["model.safetensors", "masks.safetensors"]
 WEIGHTS: Final = "model.safetensors"
@@ -90,7 +92,7 @@ def save(
             WEIGHTS: write_tensors(folder / WEIGHTS, laid.entries, meta),
             MASKS: write_tensors(folder / MASKS, mask_entries(masks), META),
         }
-        manifest = Manifest.model_validate(
+        manifest = _manifest(
             {
                 "prunus": __version__,
                 "torch": torch.__version__,
@@ -113,6 +115,16 @@ def save(
         for name, text in texts.items():
             (folder / name).write_text(text, encoding="utf-8")
     return Path(path)
+
+
+def _manifest(told: dict[str, Any]) -> Manifest:
+    """The manifest of what is told. Errors: `SpecError` for what its reader would refuse."""
+    try:
+        return Manifest.model_validate(told)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise SpecError(f"{MARK} cannot hold {where} = {str(first['input'])[:200]}: {first['msg']}") from error
 
 
 def load(path: str | Path, model_factory: Callable[[], nn.Module]) -> nn.Module:
@@ -139,9 +151,10 @@ def load(path: str | Path, model_factory: Callable[[], nn.Module]) -> nn.Module:
         if name not in weights.shapes or alias in stored:
             raise VerificationError(f"{folder / MARK} ties {alias} to {name}, which does not fit {WEIGHTS}")
         stored[alias] = name
-    model = model_factory()
-    if not isinstance(model, nn.Module):
-        raise SpecError(f"model_factory must return a torch module, it returned {type(model).__name__}")
+    made = model_factory()
+    if not isinstance(made, nn.Module):
+        raise SpecError(f"model_factory must return a torch module, it returned {type(made).__name__}")
+    model = unwrap(made)  # `prune` looks into compiled and parallel models too
     _prepare_(model, manifest, stored)
     for target in manifest.sizes_changed():
         if type(attribute(model, target)) not in (int, tuple):
@@ -172,7 +185,7 @@ def load(path: str | Path, model_factory: Callable[[], nn.Module]) -> nn.Module:
             values[stored[name]] = weights.tensor(stored[name], tuple(tensor.shape))
     for name, tensor in own.items():
         tensor.data = values[stored[name]].to(tensor.device)
-    return model.eval()
+    return made.eval()
 
 
 def load_masks(path: str | Path) -> dict[str, Tensor]:

@@ -24,8 +24,9 @@ _UNSEALED = "0" * 64
 Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Size = Annotated[int, Field(ge=0, strict=True)]
 Sizes = Size | tuple[Size, ...]
-# Plain names along a path: nothing that Python gives a meaning of its own. The last may be an entry of a sequence.
-_PATH = re.compile(r"(?!__)[A-Za-z0-9_]+(\.(?!__)[A-Za-z0-9_]+)*(\[\d+\])?")
+# Names along a path, those of modules any text: nothing that Python has a meaning for. The last may be an entry of a
+# sequence.
+_PATH = re.compile(r"((?!__)[^.\x00-\x1f]+\.)*(?!__)[^.\[\]\x00-\x1f]+(\[\d+\])?")
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 Small = Annotated[float, Field(gt=0, lt=1, strict=True, allow_inf_nan=False)]
 
@@ -245,9 +246,9 @@ def read_manifest(folder: str | Path) -> Manifest:
         content = stream.read()
     try:
         plain = json.loads(content)
-    except (ValueError, RecursionError) as error:
         if b"\\ud" in content.lower() or b"\xed" in content:  # where half a character may hide
             json.dumps(plain, ensure_ascii=False).encode()
+    except (ValueError, RecursionError) as error:
         raise VerificationError(
             f"{file} is not JSON ({error}): it was cut off or changed; save the model again"
         ) from error

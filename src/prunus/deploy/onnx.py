@@ -6,7 +6,7 @@ import importlib
 import re
 import uuid
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,8 +18,8 @@ from torch import Tensor, nn
 
 from prunus.core.errors import PrunusError, SpecError, StructureError, VerificationError, require
 from prunus.core.task import Example
-from prunus.deploy.atomic import check_writable, disk_told, write_bytes
-from prunus.deploy.calling import subject_call
+from prunus.deploy.atomic import check_writable, write_bytes
+from prunus.deploy.calling import plain_outputs, subject_call
 from prunus.graph.flow import tensors_in
 from prunus.graph.running import call, quiet, unwrap
 from prunus.graph.verify import largest_difference
@@ -27,6 +27,7 @@ from prunus.graph.verify import largest_difference
 INLINE_LIMIT = 1 << 30
 """Weights beyond this many bytes lie in a file of their own: a protobuf message holds at most 2 GiB."""
 
+_BFLOAT16 = 22
 _TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}
 
 
@@ -54,7 +55,6 @@ class Exported:
     reason: str = ""
 
 
-@disk_told
 def export_onnx(
     model: nn.Module,
     example: Example | Tensor,
@@ -72,11 +72,12 @@ def export_onnx(
             `use_cache`, and its experts as batched products where PyTorch cannot translate grouped ones.
         path: the file. What is there is replaced in one step, once everything was checked. Weights of more than 1 GiB
             lie in `<name>.<digits>.data` beside it.
-        opset: the version of ONNX's operators; left out, what PyTorch prefers.
+        opset: the version of ONNX's operators; left out, what PyTorch prefers, and 22 for a model in bfloat16, which
+            convolutions take from that version on.
         dynamic_shapes: which axes may vary, as `torch.export` takes it (`{"x": {0: "batch"}}`); left out, every shape
             is that of the example.
         tol: how far outputs may be apart, relative to the largest value of each; left out, 1e-9 for float64, 1e-4 for
-            float32, 1e-2 for float16, 5e-2 for bfloat16.
+            float32, 1e-2 for float16, 5e-2 for bfloat16, whichever is the least precise of weights and outputs.
 
     Returns: what was written. Outputs are compared where `onnxruntime` is installed and has kernels for the model's
         type; `Exported.error` says how far they were apart.
@@ -84,7 +85,7 @@ def export_onnx(
     Errors: `MissingExtraError` without the `onnx` extra; `StructureError` where PyTorch cannot translate the model;
         `VerificationError` where the file is not valid or computes something else. Nothing is written then.
     """
-    onnx = require("onnx", extra="onnx", why="ONNX files are checked with it")
+    require("onnx", extra="onnx", why="ONNX files are checked with it")
     require("onnxscript", extra="onnx", why="PyTorch writes ONNX with it")
     path, model = Path(path), unwrap(model)
     if path.is_dir():
@@ -93,34 +94,60 @@ def export_onnx(
     if any(t.is_meta for t in model.parameters()):
         raise SpecError("this model is on the meta device and has no weights to write: load them first")
     args, kwargs = subject_call(model, example)
+    if opset is None and any(t.dtype == torch.bfloat16 for t in model.state_dict().values() if isinstance(t, Tensor)):
+        opset = _BFLOAT16
     with quiet(model):
         expected = list(tensors_in(call(model, kwargs or args)))
-        try:
-            program = _translated(model, args, kwargs, opset, dynamic_shapes)
-        except StructureError:
-            with _batched_experts(model) as others:
-                if not others:
-                    raise
-                program = _translated(model, args, kwargs, opset, dynamic_shapes)
     size = sum(t.numel() * t.element_size() for t in model.state_dict().values() if isinstance(t, Tensor))
     data = f"{path.name}.{uuid.uuid4().hex[:8]}.data" if size > INLINE_LIMIT else None
-    inputs = tuple(str(i.name) for i in program.model.graph.inputs)
-    outputs = tuple(str(o.name) for o in program.model.graph.outputs)
     parent = path.absolute().parent
     while not parent.exists():
         parent = parent.parent
     with TemporaryDirectory(prefix=".prunus-onnx-", dir=parent) as folder:
         file = Path(folder) / path.name
+        with quiet(model):
+            program = _written(model, args, kwargs, opset, dynamic_shapes, file, data)
+        inputs = tuple(str(i.name) for i in program.model.graph.inputs)
+        outputs = tuple(str(o.name) for o in program.model.graph.outputs)
+        found, reason = _run(file, inputs, args, kwargs)
+        most = tolerance(model, expected) if tol is None else tol
+        apart = None if found is None else _compared(expected, found, most)
+        _place(file, path, data)
+    version = int(program.model.opset_imports.get("", 0))
+    return Exported(path, None if data is None else path.with_name(data), version, inputs, outputs, apart, reason)
+
+
+def _written(
+    model: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    opset: int | None,
+    dynamic_shapes: Any,
+    file: Path,
+    data: str | None,
+) -> Any:
+    """PyTorch's ONNX program of the model, in a file that is valid. Errors: `StructureError`, `VerificationError`."""
+    onnx = importlib.import_module("onnx")
+    first = ""
+    for optimize in (True, False):  # what folds constants forgets their type at times
+        try:
+            program = _translated(model, args, kwargs, opset, dynamic_shapes, optimize)
+        except StructureError:
+            with _batched_experts(model) as others:
+                if not others:
+                    raise
+                program = _translated(model, args, kwargs, opset, dynamic_shapes, optimize)
         importlib.import_module("onnx_ir").save(program.model, file, external_data=data)
         try:
             onnx.checker.check_model(str(file), full_check=True)
         except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
-            raise VerificationError(f"what PyTorch wrote is not valid ONNX: {error}") from error
-        found, reason = _run(file, inputs, args, kwargs)
-        apart = None if found is None else _compared(expected, found, tol)
-        _place(file, path, data)
-    version = int(program.model.opset_imports.get("", 0))
-    return Exported(path, None if data is None else path.with_name(data), version, inputs, outputs, apart, reason)
+            first = first or str(error).strip().partition("\n")[0][:300]
+        else:
+            return program
+    raise VerificationError(
+        f"what PyTorch wrote of this {type(model).__name__} is not valid ONNX: {first}. Its dense form has the same "
+        "limits; another opset= may help, and prunus.deploy.export(..., to='torch') goes without"
+    )
 
 
 @contextmanager
@@ -146,10 +173,15 @@ def _batched_experts(model: nn.Module) -> Iterator[bool]:
 
 
 def _translated(
-    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], opset: int | None, dynamic_shapes: Any
+    model: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    opset: int | None,
+    dynamic_shapes: Any,
+    optimize: bool,
 ) -> Any:
     """PyTorch's ONNX program of the model."""
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), plain_outputs(model):
         # What torch and onnxscript say to each other's developers.
         warnings.simplefilter("ignore")
         try:
@@ -160,6 +192,7 @@ def _translated(
                 opset_version=opset,
                 dynamic_shapes=dynamic_shapes,
                 dynamo=True,
+                optimize=optimize,
                 verbose=False,
             )
         except torch.onnx.OnnxExporterError as error:
@@ -207,12 +240,16 @@ def named_inputs(names: tuple[str, ...], args: tuple[Any, ...], kwargs: Mapping[
     return dict(zip(names, leaves, strict=True)) if len(leaves) == len(names) else None
 
 
-def _compared(expected: list[Tensor], found: list[Tensor], tol: float | None) -> float:
-    """The largest relative difference of the outputs, if it is within the tolerance of their type."""
+def tolerance(model: nn.Module, expected: Sequence[Tensor]) -> float:
+    """How far outputs may be apart: by the least precise type of floating point among them and the model's weights."""
+    return max((_TOLERANCE.get(t.dtype, 0.0) for t in (*expected, *model.parameters())), default=0.0)
+
+
+def _compared(expected: list[Tensor], found: list[Tensor], most: float) -> float:
+    """The largest relative difference of the outputs, if it is allowed."""
     if len(expected) != len(found):
         raise VerificationError(f"the exported model has {len(found)} outputs, the model {len(expected)}")
     apart = largest_difference([t.detach().cpu() for t in expected], found)
-    most = max((_TOLERANCE.get(t.dtype, 0.0) for t in expected), default=0.0) if tol is None else tol
     if not apart <= most:
         raise VerificationError(
             f"the exported model's outputs are {apart:.1e} of their largest value apart (allowed: {most:.0e})"

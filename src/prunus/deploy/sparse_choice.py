@@ -112,7 +112,7 @@ def choose(
         else:
             wrong = f"its outputs as {way.name} differ by {errors[way.name]:.1e} of their largest value"
     if not packed:
-        return replace(record, why=wrong or "no form can hold this weight"), None
+        return replace(record, why=wrong or _formless(layer)), None
     calls |= _narrow_rivals(layer, {way.dtype for way in packed})
     samples = turns(_hopeful(calls), terms.runs)
     middle = {name: quartiles(times)[1] for name, times in samples.items()}
@@ -126,6 +126,13 @@ def choose(
     if ratio.median < terms.margin or ratio.q25 <= min(1.0, terms.margin):
         return replace(found, why=f"{best.name} is {ratio.verdict}"), None
     return _filled(found, layer.site, packed[best], best, errors[best.name]), packed[best]
+
+
+def _formless(layer: Layer) -> str:
+    weight, _ = tensors_of(layer.modules[0])
+    if weight.dtype in TOLERANCE:
+        return "no form can hold this weight"
+    return f"its weight is {str(weight.dtype).removeprefix('torch.')}: the kernels compute in float32 and bfloat16"
 
 
 def follow(layer: Layer, record: LayerRecord, way: Way) -> tuple[LayerRecord, PackedLayer | None]:

@@ -195,6 +195,12 @@ class Run:
         found = [e for e in self.inside.get(path, []) if e.reads]
         return found[0] if len(found) == 1 else None
 
+    def scripted(self, path: str) -> bool:
+        """Whether a module, or one around it, is TorchScript."""
+        parts = path.split(".")
+        around = [".".join(parts[:n]) for n in range(len(parts) + 1)]
+        return any(isinstance(self.modules[p], torch.jit.ScriptModule) for p in around)
+
     def leaf(self, path: str) -> nn.Module | None:
         """The module, if it has neither children nor hooks."""
         module = self.modules[path]
@@ -237,7 +243,7 @@ def zeros(weight: Tensor) -> float:
     return 1.0 - int(torch.count_nonzero(weight.detach())) / weight.numel()
 
 
-def _site(run: Run, name: str, weight: nn.Parameter, names: list[str]) -> Site | str:
+def _site(run: Run, name: str, weight: Tensor, names: list[str]) -> Site | str:
     """The layer that a weight belongs to, or why it is none."""
     path, _, leaf = name.rpartition(".")
     key = run.memory[name]
@@ -254,6 +260,8 @@ def _site(run: Run, name: str, weight: nn.Parameter, names: list[str]) -> Site |
     if module is None:
         why = "has hooks, which a packed layer would not run" if path in run.hooked else "has modules inside"
         return f"{owner} {why}"
+    if run.scripted(path):
+        return f"{owner} is TorchScript, whose modules cannot be replaced"
     own = [n for n, _ in (*module.named_parameters(), *module.named_buffers())]
     if leaf != "weight" or not set(own) <= {"weight", "bias"}:
         return f"{owner} is more than a weight and a bias: it holds {listed(own)}"

@@ -6,12 +6,13 @@ import copy
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor, nn
 from torch.nn.utils import prune
 
 from prunus.core.errors import Problems, SpecError
 from prunus.engine.result import Result
-from prunus.graph.running import unwrap
+from prunus.graph.running import computed, unwrap
 
 _ORIG, _MASK = "_orig", "_mask"
 
@@ -71,7 +72,8 @@ def to_torch_prune(result: Result) -> nn.Module:
 
     Errors: `SpecError` where a masked parameter is none of the model.
     """
-    model = copy.deepcopy(unwrap(result.model))
+    inner = unwrap(result.model)
+    model = copy.deepcopy(inner, computed(inner))
     owners: dict[int, list[tuple[nn.Module, str]]] = {}
     for module in model.modules():
         for name, p in module.named_parameters(recurse=False):
@@ -82,6 +84,8 @@ def to_torch_prune(result: Result) -> nn.Module:
             raise SpecError(f"{name} has a mask and is no parameter of {type(model).__name__}")
         shared: nn.Parameter | None = None
         for module, own in owners[id(parameters[name])]:
+            if isinstance(module, torch.jit.ScriptModule):
+                raise SpecError(f"{name} is of TorchScript, which torch.nn.utils.prune cannot work on")
             prune.custom_from_mask(module, own, mask.to(parameters[name].device))
             if shared is not None:  # tied weights stay tied
                 setattr(module, own + _ORIG, shared)

@@ -16,7 +16,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from prunus.core.errors import SpecError
+from prunus.core.errors import SpecError, listed
 from prunus.core.task import Example
 from prunus.deploy.calling import subject_call
 from prunus.deploy.onnx import Exported, export_onnx, named_inputs
@@ -77,11 +77,13 @@ class Subject:
         return export_onnx(self.model, self.example, self.folder / "model.onnx")
 
     def named(self, example: Example | Tensor | None = None) -> dict[str, Any]:
-        """An example's tensors as arrays, by the names of the ONNX graph's inputs."""
+        """An example's tensors as arrays, by the names of the ONNX graph's inputs. Errors: `SpecError` for bfloat16."""
         args, kwargs = (self.args, self.kwargs) if example is None else subject_call(self.model, example)
         found = named_inputs(self.onnx.inputs, args, kwargs)
         if found is None:
             raise SpecError(f"the ONNX graph takes {len(self.onnx.inputs)} inputs, the example has another number")
+        if narrow := [name for name, t in found.items() if t.dtype == torch.bfloat16]:
+            raise SpecError(f"{listed(narrow)}: no bfloat16 goes in from Python; give the model and input in float32")
         return {name: t.detach().cpu().numpy() for name, t in found.items()}
 
 

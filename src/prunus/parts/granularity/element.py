@@ -48,7 +48,7 @@ def matrices(model: nn.Module, exclude: tuple[str, ...], *, skip_last: bool) -> 
     maps = {id(m._parameters.get("weight")) for m in model.modules() if isinstance(m, nn.Linear | _ConvNd)}
     found: list[tuple[str, nn.Parameter]] = []
     for name, p in model.named_parameters():
-        if id(p) in tables or not p.is_floating_point():
+        if id(p) in tables or not p.is_floating_point() or not p.numel():
             continue
         if id(p) not in maps and not _is_matrix(name, tuple(p.shape)):
             continue
