@@ -8,17 +8,17 @@ import warnings
 from collections.abc import Callable, Sequence
 from contextlib import redirect_stderr
 from dataclasses import dataclass
-from io import StringIO
+from io import RawIOBase, StringIO
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Literal
+from typing import Any, BinaryIO, Literal
 
 import torch
 from torch import Tensor, nn
 
 from prunus.core.errors import PrunusError, SpecError, StructureError, UnknownNameError, VerificationError, require
 from prunus.core.task import Example
-from prunus.deploy.atomic import check_replaceable, check_writable, new_folder
+from prunus.deploy.atomic import check_replaceable, check_space, check_writable, disk_told, new_folder
 from prunus.deploy.calling import exported_program, subject_call
 from prunus.deploy.copies import deployed_copy
 from prunus.deploy.onnx import export_onnx, tolerance
@@ -69,6 +69,7 @@ class Written:
     notes: tuple[str, ...] = ()
 
 
+@disk_told
 def export(
     model: nn.Module,
     example: Example | Tensor,
@@ -110,6 +111,8 @@ def export(
         raise SpecError("this model is on the meta device and has no weights to write: load them first")
     own, tiny = deployed_copy(model)
     flushed = sum(tiny.values())
+    # Most are made of another file, which lies there too.
+    check_space(path.absolute().parent, (1 if to == "torch" else 2) * _held(own))
     if (to, precision) == ("onnx", "float32"):
         done = export_onnx(own, example, path)
         both = (done.path, *([done.weights] if done.weights is not None else []))
@@ -130,6 +133,11 @@ def export(
         files = tuple(_placed(f, path.with_name(f.name), PACKAGES.get(to, "")) for f in made)
     reason, notes = (words, ()) if found is None else ("", (words,) if words else ())
     return Written(path, to, precision, files, _size(files), apart, reason, flushed, notes)
+
+
+def _held(model: nn.Module) -> int:
+    """Bytes of a model's parameters and buffers, tied ones once."""
+    return sum(t.nbytes for t in {id(t): t for t in (*model.parameters(), *model.buffers())}.values())
 
 
 def _size(files: tuple[Path, ...]) -> int:
@@ -182,14 +190,58 @@ def _as_openvino(subject: Subject, path: Path, precision: str) -> Found:
     openvino = require("openvino", extra="openvino", why="it writes its own files")
     int8 = precision == "int8"
     source, feeds = (quantized_onnx(subject, static=True), subject.named()) if int8 else written(subject)
-    openvino.save_model(openvino.Core().read_model(str(source)), str(path), compress_to_fp16=False)
+    try:
+        openvino.save_model(openvino.Core().read_model(str(source)), str(path), compress_to_fp16=False)
+    except RuntimeError as error:
+        raise PrunusError(f"OpenVINO could not write it: {error}. Is the disk full? Nothing was left behind") from error
     session = session_of(path, feeds, 1)
     return session.tensors(session.run()), ""
 
 
+class _Careful(RawIOBase):
+    """A file whose first error is kept in `error`: PyTorch's writer ends the process where a disk is full."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        super().__init__()
+        self._file = file
+        self.error: OSError | None = None
+
+    def writable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._file.tell()
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        self._kept(self._file.seek, offset, whence)
+        return offset
+
+    def flush(self) -> None:
+        self._kept(self._file.flush)
+
+    def write(self, data: Any) -> int:
+        self._kept(self._file.write, data)
+        return len(data)
+
+    def _kept(self, action: Callable[..., Any], *args: Any) -> None:
+        try:
+            if self.error is None:
+                action(*args)
+        except OSError as error:
+            self.error = error
+
+
 def _as_torch(subject: Subject, path: Path, precision: str) -> Found:
     """PyTorch's own exported program."""
-    torch.export.save(exported_program(subject.model, subject.args, subject.kwargs), str(path))
+    program = exported_program(subject.model, subject.args, subject.kwargs)
+    with open(path, "wb") as file:
+        careful = _Careful(file)
+        torch.export.save(program, careful)  # type: ignore[arg-type]  # it has what is asked for: write and flush
+        if careful.error is not None:
+            raise careful.error
     with torch.no_grad():
         again = torch.export.load(str(path)).module()(*subject.args, **subject.kwargs)
     return output_tensors(again), ""

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from prunus.core.errors import PrunusError, SpecError, StructureError, VerificationError, require
 from prunus.core.task import Example
-from prunus.deploy.atomic import check_writable, write_bytes
+from prunus.deploy.atomic import check_writable, disk_told, write_bytes
 from prunus.deploy.calling import plain_outputs, subject_call
 from prunus.graph.flow import tensors_in
 from prunus.graph.running import call, quiet, unwrap
@@ -55,6 +55,7 @@ class Exported:
     reason: str = ""
 
 
+@disk_told
 def export_onnx(
     model: nn.Module,
     example: Example | Tensor,
