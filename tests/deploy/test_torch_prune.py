@@ -115,3 +115,14 @@ def test_pairs_that_do_not_fit_are_named(name: str, value: Tensor | None, match:
         state[name] = value
     with pytest.raises(SpecError, match=match):
         from_torch_prune(state)
+
+
+def test_originals_of_spectral_norm_are_left_alone() -> None:
+    model = nn.Sequential(nn.utils.spectral_norm(nn.Linear(4, 4)), nn.Linear(4, 2)).eval()
+    prune.l1_unstructured(model[1], "weight", 0.5)
+    found = from_torch_prune(model)
+    assert sorted(found.masks) == ["1.weight"] and "0.weight_orig" in found.state
+    again = nn.Sequential(nn.utils.spectral_norm(nn.Linear(4, 4)), nn.Linear(4, 2)).eval()
+    again.load_state_dict(found.state)
+    x = torch.randn(3, 4)
+    torch.testing.assert_close(again(x), model(x), rtol=0, atol=0)

@@ -49,7 +49,9 @@ def from_torch_prune(source: nn.Module | Mapping[str, Tensor]) -> Plain:
                 found[name] = tensor
             continue
         mask = state.get(plain + _MASK)
-        if mask is None:
+        if mask is None and f"{plain}_u" in state:
+            found[name] = tensor  # of `torch.nn.utils.spectral_norm`, which calls what it divides by that name too
+        elif mask is None:
             problems.add(f"{name} has no {plain}{_MASK}")
         elif mask.shape != tensor.shape:
             problems.add(f"{plain}{_MASK} is {tuple(mask.shape)} and {name} is {tuple(tensor.shape)}")
