@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -87,7 +88,26 @@ def recursive() -> Plain:
     return model  # type: ignore[no-any-return]
 
 
-MAKERS = (lambdas, bound, compiled, hooked, recursive)
+class Helper:
+    """Runs two layers of a model that it knows."""
+
+    def __init__(self, model: Plain) -> None:
+        self.model = model
+
+    def run(self, x: Tensor) -> Tensor:
+        return Plain.first(self.model, x)
+
+
+def helped() -> Plain:
+    """A function that holds a helper that holds the model, and a module that knows the model weakly."""
+    model: Any = Plain()
+    helper, above = Helper(model), weakref.ref(model)
+    model.a.above = above
+    model.first = lambda x: helper.run(x) + 0 * model.a.above().b.bias + 0 * above().b.bias
+    return model  # type: ignore[no-any-return]
+
+
+MAKERS = (lambdas, bound, compiled, hooked, recursive, helped)
 
 
 @pytest.mark.parametrize("make", MAKERS)

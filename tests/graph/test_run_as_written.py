@@ -4,6 +4,7 @@ or gives no number once channels are zero."""
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -74,6 +75,86 @@ def test_what_is_mapped_over_samples_is_seen_whole(method: str) -> None:
         pruned.append(prunus.prune(model, Task(calib=[x], example=x), method, sparsity=0.5).model.state_dict())
     assert all(torch.allclose(pruned[0][n], pruned[1][n], 1e-5, 1e-6) for n in pruned[1])
     assert any(bool((t == 0).any()) for t in pruned[1].values())
+
+
+class Ensemble(nn.Module):
+    """Members that run at once on their stacked weights."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.members = nn.ModuleList(nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 8)) for _ in range(3))
+        self.h = nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        own = [dict(m.named_parameters()) for m in self.members]
+        stacked = {n: torch.stack([o[n] for o in own]) for n in own[0]}
+        run = torch.vmap(lambda p: torch.func.functional_call(self.members[0], p, (x,)))
+        out: Tensor = self.h(run(stacked).mean(0))
+        return out
+
+
+def test_members_that_run_on_stacked_weights() -> None:
+    model, x = Ensemble(), torch.randn(2, 8)
+    prove(model, x)
+    result = prunus.prune(model, Task(calib=[x], example=x), "wanda", sparsity=0.5)
+    assert set(result.skipped) == {n for n, p in model.named_parameters() if p.ndim == 2 and "members" in n}
+
+
+class Branching(nn.Module):
+    """An operator in the middle that is given functions."""
+
+    def __init__(self, inner: Change) -> None:
+        super().__init__()
+        self.inner = inner
+        self.a, self.b, self.h = nn.Linear(8, 16), nn.Linear(16, 8), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.h(F.relu(self.b(self.inner(self.a(x)))))
+        return out
+
+
+def chosen(y: Tensor) -> Tensor:
+    out: Tensor = torch.cond(y.sum() > 0, lambda t: F.relu(t), lambda t: torch.tanh(t), (y,))
+    return out
+
+
+def looped(y: Tensor) -> Tensor:
+    from torch._higher_order_ops import while_loop
+
+    out: Tensor = while_loop(lambda i, t: i < 3, lambda i, t: (i + 1, torch.tanh(t)), (torch.tensor(0), y))[1]
+    return out
+
+
+@pytest.mark.parametrize("inner", [chosen, looped])
+def test_operators_that_are_given_functions(inner: Change) -> None:
+    model, x = Branching(inner), torch.randn(2, 8)
+    structure, _ = prove(model, x)
+    assert [g.name for g in structure.groups] == ["a", "b"]
+    assert prunus.measure.macs(model, x).total == 2 * (8 * 16 + 16 * 8 + 8 * 3)
+
+
+class Flexible(nn.Module):
+    """Flex attention behind a layer that it has nothing to do with."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.qkv, self.h = nn.Linear(8, 16), nn.Linear(16, 8), nn.Linear(8, 48), nn.Linear(16, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        from torch.nn.attention.flex_attention import flex_attention
+
+        x = self.b(F.relu(self.a(x)))
+        q, k, v = self.qkv(x).view(*x.shape[:2], 3, 2, 8).permute(2, 0, 3, 1, 4)
+        found: Any = flex_attention(q, k, v)
+        out: Tensor = self.h(found.transpose(1, 2).flatten(2))
+        return out
+
+
+def test_flex_attention() -> None:
+    model = Flexible().requires_grad_(False)  # its kernel on CPUs has no backward pass
+    structure = trace(model, x := torch.randn(2, 6, 8))
+    assert [g.name for g in structure.groups] == ["a", "b"]
+    prunus.prune(model, Task(example=x), "l1_filter", sparsity=0.5).compact()
 
 
 class Swapping(nn.Module):

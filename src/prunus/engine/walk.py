@@ -24,6 +24,7 @@ from prunus.engine.nested import afresh, equal
 from prunus.engine.nested import tensors as tensors
 from prunus.graph.running import eager
 from prunus.parts.evidence.mode import ranks
+from prunus.parts.evidence.vectorized import is_one_of_many
 
 _here = threading.local()
 
@@ -180,8 +181,8 @@ def walk(
     which some wait the one that comes first in `blocks`. Then all of them run to the end.
 
     Cost: one forward in all, less what lies behind the last block; the inputs of one block for all batches in memory.
-    Errors: `DataError` where there is no batch; `StructureError` where a block is called again, or after batches of
-    another kind have passed it, or where several processes have batches of several kinds.
+    Errors: `DataError` without a batch; `StructureError` where a block is called again, or after batches of another
+    kind have passed it, or where several processes have batches of several kinds.
     """
     with ExitStack() as stack:
         stack.enter_context(_instead(blocks.values(), _stopped))
@@ -196,8 +197,7 @@ def walk(
         runs = list(every)
         if not runs:
             raise DataError("the calibration data yields no batch: pass at least one in Task(calib=...)")
-        passed: set[str] = set()
-        mixed = False
+        passed, mixed = set[str](), False
         while (name := _where(runs, blocks, passed)) is not None:
             here = [r for r in runs if r.at == name]
             calls = _Calls(here, take)
@@ -318,7 +318,7 @@ def kinds(task: Task) -> list[Batch]:
 
 
 def counted(model: nn.Module, batch: Batch, task: Task) -> dict[str, int]:
-    """How often each entry of a list runs on a batch."""
+    """How often each entry of a list runs on a batch (more than once inside `torch.vmap`)."""
     counts: dict[str, int] = {}
     entries = {
         f"{path}.{k}" if path else k: m
@@ -330,7 +330,8 @@ def counted(model: nn.Module, batch: Batch, task: Task) -> dict[str, int]:
     names = {id(m): n for n, m in entries.items()}
 
     def count(module: nn.Module, own: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        counts[names[id(module)]] = counts.get(names[id(module)], 0) + 1
+        times = 2 if is_one_of_many((*tensors((args, kwargs)), *module.parameters())) else 1  # once for each sample
+        counts[names[id(module)]] = counts.get(names[id(module)], 0) + times
         return own(*args, **kwargs)
 
     with _instead(entries.values(), count), _evaluating(model), torch.no_grad():

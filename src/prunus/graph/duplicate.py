@@ -8,10 +8,12 @@ computes with weights that are not its own, whatever is done to it.
 from __future__ import annotations
 
 import copy
+import sys
 from collections.abc import Mapping
 from functools import partial
-from types import CellType, FunctionType, MethodType
+from types import CellType, FunctionType, MethodType, ModuleType
 from typing import Any, TypeVar
+from weakref import ref
 
 from torch import Tensor, nn
 
@@ -19,13 +21,15 @@ from prunus.graph.running import computed
 
 Module = TypeVar("Module", bound=nn.Module)
 _EMPTY = object()
+_OTHERS = {"builtins", "torch", *sys.stdlib_module_names}  # nothing of theirs that a closure holds is a helper's
 
 
 def duplicate(model: Module, memo: dict[int, Any] | None = None) -> Module:
     """A deep copy of a model that runs its own modules only.
 
-    Functions in it that refer to what was copied are made anew and refer to the copies. What `torch.compile` made of
-    such a function is the function as it was written.
+    Functions in it that refer to what was copied (themselves, or through an object or a weak reference that they hold)
+    are made anew and refer to the copies. What `torch.compile` made of such a function is the function as it was
+    written.
 
     Args:
         model: the model, or a part of one.
@@ -65,9 +69,9 @@ class _Functions:
 
     def own(self, value: Any) -> Any:
         """The value itself, or if it is or holds a function that refers to an original, one that refers to the copy."""
-        if not isinstance(value, FunctionType | MethodType | partial | list | tuple) or not self._refers(value, set()):
+        if not isinstance(value, FunctionType | MethodType | partial | ref | list | tuple):
             return value
-        return self._made(value)
+        return self._made(value) if self._refers(value, set()) else value
 
     def _refers(self, value: Any, seen: set[int]) -> bool:
         """Whether something that was copied can be reached from here."""
@@ -93,8 +97,17 @@ class _Functions:
             made = MethodType(self._made(value.__func__), self._made(value.__self__))
         elif isinstance(value, partial):
             made = partial(self._made(value.func), *map(self._made, value.args), **self._mapping(value.keywords))
-        elif isinstance(value, Mapping):
-            made = type(value)(self._mapping(value))  # type: ignore[call-arg]
+        elif isinstance(value, ref):
+            made = ref(self._made(value()))
+        elif _is_object(value):
+            made = self.made[id(value)] = copy.copy(value)
+            vars(made).update(self._mapping(vars(value)))
+        elif isinstance(value, list):
+            made = self.made[id(value)] = copy.copy(value)
+            made[:] = map(self._made, value)
+        elif isinstance(value, dict):
+            made = self.made[id(value)] = copy.copy(value)
+            made.update(self._mapping(value))
         elif isinstance(value, tuple) and hasattr(value, "_fields"):
             made = type(value)(*map(self._made, value))
         else:
@@ -131,9 +144,18 @@ def _parts(value: Any) -> list[Any]:
         return [value.__func__, value.__self__]
     if isinstance(value, partial):
         return [value.func, *value.args, *value.keywords.values()]
+    if isinstance(value, ref):
+        return [value()]
     if type(value) in (dict, list, tuple, set, frozenset):
         return list(value.values() if isinstance(value, dict) else value)
-    return []
+    return list(vars(value).values()) if _is_object(value) else []
+
+
+def _is_object(value: Any) -> bool:
+    """Whether this is an object of a class that somebody wrote, with fields and nothing else to it."""
+    if isinstance(value, nn.Module | Tensor | type | ModuleType | FunctionType | partial | Mapping | list | tuple):
+        return False
+    return type(value).__module__.partition(".")[0] not in _OTHERS and hasattr(value, "__dict__")
 
 
 def _held(cell: CellType) -> Any:

@@ -9,12 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, unset_fake_temporarily
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from prunus.core.task import Example
 from prunus.graph.duplicate import duplicate
+from prunus.graph.higher import Throughout, is_higher
 from prunus.graph.running import mapped, tensors_in
 
 
@@ -48,7 +48,7 @@ def known(model: nn.Module) -> AbstractContextManager[Any]:
     return Known() if any(t.is_meta for t in model.parameters()) else nullcontext()
 
 
-class Known(TorchDispatchMode):
+class Known(Throughout):
     """Keeps the values of meta tensors that a forward makes itself (positions, masks), so that it may look at them.
 
     An operation on tensors with known values runs on the CPU as well. What depends on weights or inputs is not known.
@@ -67,6 +67,8 @@ class Known(TorchDispatchMode):
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
+        if is_higher(func):
+            return self.inside(func, args, kwargs)
         kwargs = kwargs or {}
         inputs = list(tensors_in((args, kwargs)))
         name = func.overloadpacket.__name__

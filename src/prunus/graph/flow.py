@@ -13,12 +13,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from prunus.core.groups import Role
 from prunus.graph.atoms import Atoms, Plane, compress, varying
 from prunus.graph.causes import Causes
+from prunus.graph.higher import Throughout, is_higher
 from prunus.graph.hollow import Hollow
 from prunus.graph.lengths import Lengths
 from prunus.graph.norms import Norm, find_norm
@@ -102,7 +102,7 @@ def rule(*names: str) -> Callable[[Rule], Rule]:
     return register
 
 
-class Flow(TorchDispatchMode):
+class Flow(Throughout):
     """The dispatch mode that carries atoms along one run of `model`."""
 
     strict = False
@@ -186,6 +186,8 @@ class Flow(TorchDispatchMode):
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
+        if is_higher(func):
+            return self.inside(func, args, kwargs)
         kwargs = kwargs or {}
         name = func.overloadpacket.__name__
         if func.namespace != "aten":  # someone's own operation, whatever its name

@@ -15,7 +15,8 @@ from typing import Any
 import torch
 from jaxtyping import Bool
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
+
+from prunus.graph.higher import Throughout, is_higher
 
 
 @contextmanager
@@ -26,7 +27,7 @@ def kept_statistics(model: nn.Module, keeps: Mapping[str, Bool[Tensor, "d"]]) ->
         yield
 
 
-class _Kept(TorchDispatchMode):
+class _Kept(Throughout):
     """Normalizes over the kept positions; at the others the output is zero."""
 
     def __init__(self, keeps: Mapping[int, Bool[Tensor, "d"]]) -> None:
@@ -36,6 +37,8 @@ class _Kept(TorchDispatchMode):
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
+        if is_higher(func):
+            return self.inside(func, args, kwargs)
         kwargs = kwargs or {}
         place = _WEIGHT.get(func.overloadpacket.__name__)
         weight = args[place] if place is not None else None

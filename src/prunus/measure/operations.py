@@ -16,11 +16,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from prunus.core.errors import DataError
 from prunus.graph.duplicate import duplicate
-from prunus.graph.running import takes_hooks
+from prunus.graph.higher import Throughout, is_higher
+from prunus.graph.running import eager, takes_hooks
 from prunus.measure import contractions
 from prunus.measure.inputs import (
     HOOK_TABLES,
@@ -159,7 +159,7 @@ Watch = Callable[[str, str, int, Any], Any]
 """`(weight's name, operation, place of the weight, arguments)` of every contraction with a weight -> what to note."""
 
 
-class _Counter(TorchDispatchMode):
+class _Counter(Throughout):
     """Sees every operation of a run and books its multiply-accumulates on the module that is running."""
 
     def __init__(self, weights: _Weights) -> None:
@@ -175,9 +175,8 @@ class _Counter(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if not isinstance(func, torch._ops.OpOverload):  # a higher-order operator: its body is not seen
-            self.uncounted.add(str(func))
-            return func(*args, **kwargs)
+        if is_higher(func):
+            return self.inside(func, args, kwargs)
         if not contractions.is_counted(func):
             with self:
                 parts = func.decompose(*args, **kwargs)
@@ -266,6 +265,7 @@ def _exposed(*, kernels: bool) -> Iterator[None]:
 
     fast = torch.backends.mha.get_fastpath_enabled()
     with ExitStack() as stack:
+        stack.enter_context(eager())
         if kernels:
             stack.enter_context(sdpa_kernel(SDPBackend.MATH))
             # Not `mkldnn.flags`, which also sets TF32 and warns about it on every call.

@@ -1,5 +1,6 @@
 """Tensors inside `torch.vmap`: what a weight is given there is one sample of many, and all of them are wanted."""
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -24,6 +25,11 @@ def every_sample(x: Tensor, most: int | None = None) -> Tensor:
         if place >= 0:
             x = x.movedim(place, 0)
     return x.detach() if most is None or x.ndim <= most else x.detach().flatten(0, x.ndim - most)
+
+
+def is_one_of_many(tensors: Iterable[Tensor]) -> bool:
+    """Whether `torch.vmap` or another transform of `torch.func` stands between one of these tensors and its numbers."""
+    return any(_functorch.is_functorch_wrapped_tensor(t) for t in tensors)
 
 
 def refuse_gradients(name: str, x: Tensor) -> None:
