@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import copy
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 import prunus
@@ -18,6 +20,7 @@ from prunus.core.errors import SpecError, StructureError, VerificationError
 from prunus.deploy import from_pretrained, save_pretrained
 from prunus.deploy.hf_search import configurations, numbers_of, sizes_of
 from prunus.graph.flow import tensors_in
+from prunus.lab import zoo
 from prunus.parts.granularity import Channel
 
 transformers = pytest.importorskip("transformers")
@@ -299,3 +302,84 @@ def test_folders_of_others_are_not_read(tmp_path: Path) -> None:
     prunus.save(prunus.prune(model, None, "magnitude", sparsity=0.5), tmp_path / "y")
     with pytest.raises(SpecError, match=r"prunus\.load"):
         from_pretrained(tmp_path / "y")
+
+
+@pytest.fixture(scope="module")
+def uniform(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("hf") / "model"
+    save_pretrained(made("BertModel", bert()), folder, example=TEXT)
+    return folder
+
+
+def copied(folder: Path, to: Path) -> Path:
+    to.mkdir()
+    for file in folder.iterdir():
+        (to / file.name).write_bytes(file.read_bytes())
+    return to
+
+
+def without_digests(folder: Path) -> None:
+    """As folders were written before they had digests."""
+    note = json.loads((folder / "prunus.json").read_text())
+    del note["files"]
+    (folder / "prunus.json").write_text(json.dumps(note))
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json"])
+def test_a_changed_file_is_noticed(name: str, uniform: Path, tmp_path: Path) -> None:
+    folder = copied(uniform, tmp_path / "model")
+    content = (folder / name).read_bytes()
+    for at in range(0, len(content), max(1, len(content) // 7)):
+        (folder / name).write_bytes(content[:at] + bytes([content[at] ^ 4]) + content[at + 1 :])
+        with pytest.raises(VerificationError, match="was changed"):
+            from_pretrained(folder)
+    (folder / name).write_bytes(content)
+    from_pretrained(folder)
+
+
+def broken(folder: Path, how: str) -> None:
+    weights, config = folder / "model.safetensors", folder / "config.json"
+    if how == "cut off":
+        weights.write_bytes(weights.read_bytes()[:-100])
+    elif how == "a tensor less":
+        state = load_file(weights)
+        del state["encoder.layer.0.output.dense.weight"]
+        save_file(state, weights, {"format": "pt"})
+    elif how == "larger in the configuration":
+        config.write_text(json.dumps({**json.loads(config.read_text()), "intermediate_size": 40}))
+    elif how == "larger than any memory":
+        config.write_text(json.dumps({**json.loads(config.read_text()), "vocab_size": 1 << 42}))
+    elif how == "deep":
+        config.write_text("[" * 100_000)
+    elif how == "a pipe":
+        config.unlink()
+        os.mkfifo(config)
+    elif how == "another folder's shards":
+        weights.rename(folder.parent / "outside.safetensors")
+        names = dict.fromkeys(load_file(folder.parent / "outside.safetensors"), "../outside.safetensors")
+        (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": names}))
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        "cut off",
+        "a tensor less",
+        "larger in the configuration",
+        "larger than any memory",
+        "deep",
+        "a pipe",
+        "another folder's shards",
+    ],
+)
+def test_what_transformers_would_make_up_is_refused(how: str, uniform: Path, tmp_path: Path) -> None:
+    """Without digests too: a model with weights that nobody trained is never returned."""
+    folder = copied(uniform, tmp_path / "model")
+    without_digests(folder)
+    from_pretrained(folder)
+    broken(folder, how)
+    with pytest.raises(VerificationError):
+        from_pretrained(folder)
+    if how == "another folder's shards":
+        with pytest.raises(VerificationError, match="no file of the folder"):
+            zoo.build(f"hf:{folder}")

@@ -130,9 +130,10 @@ def of_machine(seen: Checkup, libraries: Sequence[Library]) -> Analysis:
         Table("Widths of a 3x3 convolution on 28 x 28", ("runtime", "channels", "ms", "GFLOP/s"), steps),
         Table("Optional libraries", ("extra", "library", "wanted", "found"), there),
     ]
+    plural = "s" if seen.threads > 1 else ""
     note = (
-        f"A linear map of {seen.size} x {seen.size} by itself, float32, {seen.threads} threads: in a network what lies "
-        "between layers is left, and weights do not stay in the cache. prunus deploy measures networks."
+        f"A linear map of {seen.size} x {seen.size} by itself, float32, {seen.threads} thread{plural}: in a network "
+        "what lies between layers is left, and weights do not stay in the cache. prunus deploy measures networks."
     )
     return Analysis(
         name="doctor",

@@ -144,7 +144,8 @@ def _advice(
     for one in patterns:
         if one.sparsity < NOTABLE:
             continue
-        told_of = f"{one.tensors} tensors are {one.pattern} at {one.sparsity:.0%}"
+        count = "1 tensor is" if one.tensors == 1 else f"{one.tensors} tensors are"
+        told_of = f"{count} {one.pattern} at {one.sparsity:.0%}"
         own = [c for c in cases if c.pattern == one.pattern]
         paying = [c for c in own if c.ratio >= PAYS]
         if paying:

@@ -17,12 +17,14 @@ import torch
 from torch import Tensor, nn
 
 from prunus import __version__
-from prunus.core.errors import PrunusError, SpecError, StructureError, VerificationError, require
+from prunus.core.errors import PrunusError, SpecError, StructureError, VerificationError, listed, require
 from prunus.core.task import Example
 from prunus.deploy.atomic import MARK, new_folder
 from prunus.deploy.files import load, save
 from prunus.deploy.hf_search import Number, built, configurations, differences, refusals, uneven
-from prunus.deploy.manifest import read_manifest
+from prunus.deploy.manifest import read_manifest, sha256_of
+from prunus.deploy.tensors import open_plain
+from prunus.deploy.weights import check_claim, free_memory
 from prunus.engine.result import Result
 from prunus.graph import Nothing
 from prunus.graph import verify as compare
@@ -30,6 +32,9 @@ from prunus.graph.running import unwrap
 
 NOTE = "prunus.json"
 _TRIES = 6
+_INDEX = "model.safetensors.index.json"
+_READ = ("config.json", "generation_config.json", _INDEX)
+_MOST = 1 << 26  # bytes of a file of JSON
 _HALF = 1e-2
 _REFUSED = "{} refuses the configuration with these shapes ({})"
 _NOTES = "transformers"
@@ -139,6 +144,7 @@ def _uniform(
                 half = any(t.is_floating_point() and t.itemsize < 4 for t in (*small.parameters(), *small.buffers()))
                 # Tables that are computed and not saved may have been rounded with the weights.
                 compare(small, back, example, tol=_HALF if half else 1e-9)
+            note["files"] = {f.name: sha256_of(f) for f in sorted(temporary.iterdir())}
             (temporary / NOTE).write_text(json.dumps(note, indent=1) + "\n", encoding="utf-8")
     except (VerificationError, StructureError) as error:
         raise _Unfit(f"the configuration with these shapes computes something else ({error})") from error
@@ -219,7 +225,9 @@ def from_pretrained(folder: str | Path) -> nn.Module:
     The class is one of transformers' own, by the name that the folder gives; nothing in the folder is executed, and
     weights are read from safetensors only.
 
-    Errors: `SpecError` for a folder of something else; `VerificationError` for a changed or truncated file.
+    Digests are compared where the folder has any, and all weights must be in its files.
+    Errors: `SpecError` for a folder of something else; `VerificationError` for a changed, truncated or incomplete one,
+    or a model that takes more memory than is free.
     """
     transformers = require("transformers", extra="hf")
     folder = Path(folder)
@@ -235,20 +243,72 @@ def from_pretrained(folder: str | Path) -> nn.Module:
         return model
     if not (folder / NOTE).is_file():
         raise SpecError(f"{folder} has neither {MARK} nor {NOTE}: it is not a folder of prunus.deploy.save_pretrained")
+    named = _told(folder / NOTE)
+    kind = _class_named(transformers, named.get("class"), folder)
+    _check_files(folder, named.get("files"))
+    config = _told(folder / "config.json")
+    failures: tuple[type[Exception], ...] = (*refusals(), safetensors.SafetensorError)
     try:
-        named = json.loads((folder / NOTE).read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise VerificationError(
-            f"{folder / NOTE} is not JSON ({error}): it was changed; save the model again"
-        ) from error
-    kind = _class_named(transformers, named.get("class") if isinstance(named, dict) else None, folder)
-    with no_bars():
-        loaded: nn.Module = kind.from_pretrained(str(folder), local_files_only=True, use_safetensors=True)
-    return loaded.eval()
+        check_claim(f"{kind.__name__} in {folder}", _bytes_of(kind, config), free_memory())
+        with no_bars():
+            found: tuple[nn.Module, dict[str, Any]] = kind.from_pretrained(
+                str(folder), local_files_only=True, use_safetensors=True, output_loading_info=True
+            )
+    except failures as error:
+        raise VerificationError(f"{folder} cannot be read: {error}; save the model again") from error
+    model, about = found
+    wrong = [f"{n} ({what.removesuffix('_keys')})" for what in sorted(about) for n in sorted(map(str, about[what]))]
+    if wrong:
+        raise VerificationError(f"{folder} does not hold what its configuration says: {listed(wrong)}")
+    return model.eval()
+
+
+def _told(file: Path) -> dict[str, Any]:
+    """A table in a JSON file. Errors: `VerificationError`."""
+    try:
+        with open_plain(file, links=True) as stream:
+            text = stream.read(_MOST + 1)
+        found = json.loads(text) if len(text) <= _MOST else None
+    except (ValueError, RecursionError) as error:
+        raise VerificationError(f"{file} is not JSON ({error}): it was changed; save the model again") from error
+    if not isinstance(found, dict):
+        raise VerificationError(f"{file} is no table of at most {_MOST:,} bytes: it was changed; save the model again")
+    return found
+
+
+def _check_files(folder: Path, digests: Any) -> None:
+    """Compare what transformers will read with its digests, where there are any. Errors: `VerificationError`."""
+    read = [f for f in folder.iterdir() if f.suffix == ".safetensors" or f.name in _READ]
+    if digests is not None:
+        known: dict[Any, Any] = digests if isinstance(digests, dict) else {}
+        names = {f.name for f in read} | {str(n) for n in known}
+        wrong = [n for n in sorted(names) if Path(n).name != n or known.get(n) != sha256_of(folder / n, links=True)]
+        if wrong:
+            raise VerificationError(f"{folder} was changed after it was written: {listed(wrong)}; save the model again")
+    check_index(folder)
+
+
+def check_index(folder: Path) -> None:
+    """Refuse an index of shards that leads out of its folder, which transformers would follow.
+
+    Errors: `VerificationError`.
+    """
+    if (index := folder / _INDEX).exists():
+        shards = _told(index).get("weight_map")
+        for name in shards.values() if isinstance(shards, dict) else [None]:
+            if not isinstance(name, str) or Path(name).name != name:
+                raise VerificationError(f"{index} names {str(name)[:80]!r}, which is no file of the folder")
+
+
+def _bytes_of(kind: Any, config: dict[str, Any]) -> int:
+    """Bytes that a model with this configuration takes; nothing where it cannot be built, which is told later."""
+    hollow = built(kind, kind.config_class.from_dict(config))
+    return 0 if hollow is None else sum(t.nbytes for t in (*hollow.parameters(), *hollow.buffers()))
 
 
 def _dense(kind: Any, config: dict[str, Any], folder: Path) -> nn.Module:
     try:
+        check_claim(f"{kind.__name__} in {folder / MARK}", _bytes_of(kind, config), free_memory())
         dense: nn.Module = kind(kind.config_class.from_dict(config))
     except refusals() as error:
         raise SpecError(

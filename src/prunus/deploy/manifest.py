@@ -270,9 +270,9 @@ def read_manifest(folder: str | Path) -> Manifest:
         raise VerificationError(f"{file} is not a valid manifest: {_first(error)}") from error
 
 
-def sha256_of(file: Path) -> str:
-    """SHA-256 of a file's bytes."""
-    with open_plain(file) as stream:
+def sha256_of(file: Path, *, links: bool = False) -> str:
+    """SHA-256 of a file's bytes; of a symbolic link's only if `links` says so."""
+    with open_plain(file, links=links) as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 

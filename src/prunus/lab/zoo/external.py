@@ -95,10 +95,13 @@ def _transformers(name: str, num_classes: int, options: dict[str, Any]) -> nn.Mo
     pretrained = bool(options.pop("pretrained", False))
     folder = Path(name)
     if (folder / "config.json").is_file():
+        from prunus.deploy.hf import check_index
+
         config = transformers.AutoConfig.from_pretrained(
             folder, local_files_only=True, trust_remote_code=False, **options
         )
         kind = _model_class(transformers, folder)
+        check_index(folder)
         if any(folder.glob("*.safetensors")):
             model: nn.Module = kind.from_pretrained(
                 folder, config=config, local_files_only=True, use_safetensors=True, trust_remote_code=False
