@@ -248,3 +248,17 @@ def test_a_type_without_kernels_is_named() -> None:
     found = prunus.sparsify(model, vectors(torch.float64), runs=5)
     assert [x.why for x in found.layers] == ["its weight is float64: the kernels compute in float32 and bfloat16"]
     assert all(torch.equal(before[n], t) for n, t in model.state_dict().items())
+
+
+@pytest.mark.skipif(not kernels.available(), reason=kernels.reason() or "kernels")
+def test_a_layer_known_by_several_names_comes_back_as_one() -> None:
+    layer = nn.Linear(8, 8)
+    with torch.no_grad():
+        layer.weight[:, ::2] = 0
+    model = nn.Sequential(nn.Sequential(layer, nn.Tanh()), nn.Sequential(layer, nn.Tanh()), nn.Linear(8, 4)).eval()
+    found = prunus.sparsify(model, vectors(), margin=1e-9, runs=5)
+    assert found.model[0][0] is found.model[1][0] and len(found.packed) == 1
+    back = found.dense()
+    assert back[0][0] is back[1][0]
+    assert len(list(back.parameters())) == len(list(model.parameters()))
+    same(back(vectors()), model(vectors()))

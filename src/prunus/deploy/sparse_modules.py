@@ -241,10 +241,13 @@ def densify(model: nn.Module) -> nn.Module:
     if isinstance(model, PackedLayer):
         return model.dense()
     found = copy.deepcopy(model, computed(model))
+    made: dict[int, nn.Module] = {}  # a layer that is known by several names stays one
     for parent in list(found.modules()):
         for name, child in list(parent._modules.items()):
             if isinstance(child, PackedLayer):
-                parent._modules[name] = child.dense()
+                if id(child) not in made:
+                    made[id(child)] = child.dense()
+                parent._modules[name] = made[id(child)]
             elif isinstance(child, DrawnIn):
                 parent._modules[name] = child.original
     return found
