@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
 import prunus
-from prunus.deploy import export, from_torch_prune, kernels, to_torch_prune
+from prunus.deploy import deploy, export, from_torch_prune, kernels, to_torch_prune
 from prunus.deploy.calling import plain
 from prunus.graph.running import tensors_in
 
@@ -147,6 +147,16 @@ def test_bfloat16_goes_to_onnx_and_to_openvino(tmp_path: Path) -> None:
     assert done.error is None and "bfloat16" in done.reason
     done = export(Convolved().eval(), x, tmp_path / "m.xml", "openvino")
     assert done.error is not None and done.error < 0.02
+
+
+def test_a_model_in_bfloat16_is_deployed_as_such() -> None:
+    pytest.importorskip("onnxruntime")
+    pytest.importorskip("openvino")
+    x = torch.randn(2, 3, 8, 8).to(torch.bfloat16)
+    model = Convolved().eval()
+    found = deploy(model, model, x, runtimes=["eager", "openvino", "onnxruntime"], threads=1, runs=30, min_seconds=0.0)
+    assert sorted(row.runtime for row in found.rows) == ["eager", "openvino"]
+    assert [a.runtime for a in found.absent] == ["onnxruntime"] and "bfloat16" in found.absent[0].reason
 
 
 def test_float16_is_compared_as_such(tmp_path: Path) -> None:

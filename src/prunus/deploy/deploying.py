@@ -16,6 +16,7 @@ from prunus.deploy import runtimes as registry
 from prunus.deploy.calling import subject_call
 from prunus.deploy.copies import deployed_copy
 from prunus.deploy.deployment import Absent, Deployment, Row, Timed, sentences
+from prunus.deploy.onnx import tolerance
 from prunus.deploy.patterns import left
 from prunus.deploy.runtimes.base import Precision, Runtime, Session, Subject, output_tensors
 from prunus.graph.running import unwrap
@@ -190,7 +191,7 @@ def _row(
         _memory(runtime, subjects["pruned"], threads, before, "pruned") as two,
     ):
         sessions = {"dense": one, "pruned": two}
-        errors = {n: _error(runtime, expected[n], s.tensors(s.run())) for n, s in sessions.items()}
+        errors = {n: _error(runtime, subjects[n], expected[n], s.tensors(s.run())) for n, s in sessions.items()}
         calls = {"eager": reference.run, **{n: s.run for n, s in sessions.items()}}
         clocks = {n: stopwatch(s.device) for n, s in {"eager": reference, **sessions}.items()}
         pause = PAUSE if threads > 1 else 0.0
@@ -229,7 +230,7 @@ def _memory(runtime: Runtime, subject: Subject, threads: int, found: dict[str, i
         yield session
 
 
-def _error(runtime: Runtime, expected: list[Tensor], found: list[Tensor]) -> float:
+def _error(runtime: Runtime, subject: Subject, expected: list[Tensor], found: list[Tensor]) -> float:
     """How far outputs are from eager's. Errors: `VerificationError` where that is more than the precision explains."""
     if len(expected) != len(found):
         raise VerificationError(f"gives {len(found)} outputs, eager PyTorch {len(expected)}")
@@ -237,9 +238,10 @@ def _error(runtime: Runtime, expected: list[Tensor], found: list[Tensor]) -> flo
     same = [e.is_floating_point() or not f.is_floating_point() for e, f in zip(expected, found, strict=True)]
     alike = [f.to(e.dtype) if s else f for e, f, s in zip(expected, found, same, strict=True)]
     apart = largest_difference(expected, alike)
-    if not apart <= TOLERANCE[runtime.precision]:
+    most = max(TOLERANCE[runtime.precision], tolerance(subject.model, expected))
+    if not apart <= most:
         raise VerificationError(
-            f"outputs are {apart:.1e} of their largest value from eager float32 (allowed: "
-            f"{TOLERANCE[runtime.precision]:.0e}), so its times are not shown"
+            f"outputs are {apart:.1e} of their largest value from eager PyTorch's (allowed: {most:.0e}), so its "
+            f"times are not shown"
         )
     return apart
