@@ -209,11 +209,11 @@ def page(kept: dict[str, Any]) -> str:
         "",
         (
             "Cuts `by time`: as many MACs are left as with the same share, but step by step those channels go that "
-            "save the most time for each MAC, by this machine's tables of layers in ONNX Runtime "
-            "(`prunus.measure.cutting.counts_by_time`); no group keeps less than half of what the same share leaves "
-            "it. What the channels are worth to the outputs is not looked at, in either. `16 only`: small groups, too, "
-            "keep multiples of 16 (`round_to=16`), so that the narrow first layers, where the time is, lose little and "
-            "the network keeps more MACs."
+            "save the most time for each MAC, by this machine's tables of layers in ONNX Runtime, and then layers "
+            "exchange channels (`prunus.measure.cutting.counts_by_time`); no group keeps less than half of what the "
+            "same share leaves it. What the channels are worth to the outputs is not looked at, in either. `16 only`: "
+            "small groups, too, keep multiples of 16 (`round_to=16`), so that the narrow first layers, where the time "
+            "is, lose little and the network keeps more MACs."
         ),
         "",
         "| Network | removed | cuts | MAC ratio | Runtime | dense ms | pruned ms | ratio | quartiles | efficiency |",

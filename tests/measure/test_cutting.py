@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import permutations, product
 
 import pytest
 import torch
@@ -59,3 +60,42 @@ def test_what_cannot_be_met_ends_at_the_floor() -> None:
     shapes = {n: tuple(p.shape) for n, p in model.named_parameters()}
     assert set(counts_by_time(priced(model, 1), groups, shapes, 0.01, 0.5).values()) == {8}
     assert set(counts_by_time(priced(model, 1), groups, shapes, 1.0).values()) == {16}
+
+
+@pytest.mark.parametrize("share", [0.8, 0.6, 0.4])
+@pytest.mark.parametrize("seed", range(4))
+def test_no_exchange_of_one_step_does_more_in_a_millisecond(share: float, seed: int) -> None:
+    """Against all widths of three groups, tried one by one."""
+    torch.manual_seed(seed)
+    widths = (4, 8, 12, 16)
+    model = nn.Sequential(*(m for i in range(4) for m in (nn.Conv2d(16, 16, 3, padding=1), nn.ReLU()))).eval()
+    example = torch.randn(1, 16, 8, 8)
+    calls = tuple(replace(c, shape=replace(c.shape, bias=bool(i % 2))) for i, c in enumerate(layers(model, example)))
+    tables = {}
+    for c in calls:
+        drawn = torch.rand(4, 4).add(0.1).cumsum(0).cumsum(1)  # more never takes less
+        tables[c.shape] = Table(4, widths, widths, tuple(tuple(row.tolist()) for row in drawn), 7, 0.1)
+    priced = LayerPrices(calls, tables)
+    groups = Channel(round_to=4)(model, (example,))
+    shapes = {n: tuple(p.shape) for n, p in model.named_parameters()}
+    whole = sum(c.shape.macs for c in calls)
+
+    def cost(counts: dict[str, int]) -> tuple[float, float]:
+        left = shapes_left(shapes, groups, {g.name: evenly(g, counts[g.name]) for g in groups})
+        macs = sum(c.narrowed(left.get(c.param, shapes[c.param])).macs for c in calls)  # type: ignore[union-attr]
+        return priced.ms(left), macs / whole
+
+    found = counts_by_time(priced, groups, shapes, share)
+    ms, macs = cost(found)
+    assert macs <= share
+    every = [dict(zip(found, counts, strict=True)) for counts in product(widths, repeat=len(groups))]
+    rates = {tuple(c.values()): m / t for c in every for t, m in [cost(c)] if m <= share}
+    for more, less in permutations(found, 2):
+        paid = found[less] - 4
+        while paid >= 4:  # as few steps as it takes
+            other = tuple((found | {more: found[more] + 4, less: paid}).values())
+            if other in rates:
+                assert rates[other] <= macs / ms * (1 + 1e-6)
+                break
+            paid -= 4
+    assert macs / ms <= max(rates.values()) * (1 + 1e-9)
