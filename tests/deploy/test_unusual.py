@@ -272,3 +272,29 @@ def test_a_layer_known_by_several_names_comes_back_as_one() -> None:
     assert back[0][0] is back[1][0]
     assert len(list(back.parameters())) == len(list(model.parameters()))
     same(back(vectors()), model(vectors()))
+
+
+class Bound(nn.Module):
+    """A network whose forward goes through a function that knows it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lin = nn.Linear(64, 64)
+        self.run = lambda x: self.lin(x)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.run(x)
+        return y
+
+
+@pytest.mark.skipif(not kernels.available(), reason=kernels.reason() or "kernels")
+def test_copies_for_deployment_run_their_own_weights() -> None:
+    model, x = Bound().eval(), torch.randn(8, 64)
+    found = prunus.prune(model, prunus.Task(example=x), "magnitude", sparsity=0.95)
+    sparse = prunus.sparsify(found.model, x, margin=1e-6)
+    with torch.no_grad():
+        expected = found.model(x)
+        copies = [sparse.model, sparse.dense(), to_torch_prune(found)]
+        found.model.lin.weight.zero_()
+        for copied in copies:
+            torch.testing.assert_close(copied(x), expected, rtol=1e-4, atol=1e-5)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import copy
-
 import torch
 from torch import nn
 from torch.nn.utils import parametrize
 
 from prunus.deploy.denormals import flush_denormals_
-from prunus.graph.running import computed, unwrap
+from prunus.graph.duplicate import duplicate
+from prunus.graph.running import unwrap
 
 
 def deployed_copy(model: nn.Module) -> tuple[nn.Module, dict[str, int]]:
@@ -22,7 +21,7 @@ def deployed_copy(model: nn.Module) -> tuple[nn.Module, dict[str, int]]:
     Cost: a copy of the weights.
     """
     inner = unwrap(model)
-    own = copy.deepcopy(inner, computed(inner))
+    own = duplicate(inner)
     for module in own.modules():
         module.training = False  # flag by flag: some models merge weights in `train()`
     for module in list(own.modules()):

@@ -13,7 +13,7 @@ from prunus.core.errors import DataError, SpecError
 from prunus.deploy import kernels
 from prunus.deploy.kernels.ops import conv2d_with, linear_with
 from prunus.deploy.sparse_trace import Site
-from prunus.graph.running import computed
+from prunus.graph.duplicate import duplicate
 
 _PARTS = ("values", "index", "counts", "starts")
 _PLAIN = (int, float, str, tuple, bool)
@@ -240,7 +240,7 @@ def densify(model: nn.Module) -> nn.Module:
     """
     if isinstance(model, PackedLayer):
         return model.dense()
-    found = copy.deepcopy(model, computed(model))
+    found = duplicate(model)
     made: dict[int, nn.Module] = {}  # a layer that is known by several names stays one
     for parent in list(found.modules()):
         for name, child in list(parent._modules.items()):

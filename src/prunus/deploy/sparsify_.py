@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -19,7 +18,8 @@ from prunus.deploy.sparse_choice import TOLERANCE, Layer, Terms, Way, choose, fo
 from prunus.deploy.sparse_modules import DrawnIn, PackedLayer, tensors_of
 from prunus.deploy.sparse_record import LayerRecord, Sparsified
 from prunus.deploy.sparse_trace import Site, read, zeros
-from prunus.graph.running import call, computed, tensors_in
+from prunus.graph.duplicate import duplicate
+from prunus.graph.running import call, tensors_in
 from prunus.graph.verify import largest_difference
 from prunus.measure.inputs import as_found, batch_size, check_materialized
 from prunus.measure.timing import MIN_RUNS, paired_ratio, quartiles, threads_of
@@ -46,7 +46,7 @@ def sparsify(
     """
     options = {"threads": threads, "margin": margin, "dtype": dtype, "least": least, "exclude": exclude, "like": like}
     _check(model, margin, least, dtype, runs)
-    return sparsify_(copy.deepcopy(model, computed(model)), example, tol=tol, runs=runs, **options)  # type: ignore[arg-type]
+    return sparsify_(duplicate(model), example, tol=tol, runs=runs, **options)  # type: ignore[arg-type]
 
 
 def sparsify_(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -12,7 +11,8 @@ from torch.nn.utils import prune
 
 from prunus.core.errors import Problems, SpecError
 from prunus.engine.result import Result
-from prunus.graph.running import computed, unwrap
+from prunus.graph.duplicate import duplicate
+from prunus.graph.running import unwrap
 
 _ORIG, _MASK = "_orig", "_mask"
 
@@ -75,7 +75,7 @@ def to_torch_prune(result: Result) -> nn.Module:
     Errors: `SpecError` where a masked parameter is none of the model.
     """
     inner = unwrap(result.model)
-    model = copy.deepcopy(inner, computed(inner))
+    model = duplicate(inner)
     owners: dict[int, list[tuple[nn.Module, str]]] = {}
     for module in model.modules():
         for name, p in module.named_parameters(recurse=False):

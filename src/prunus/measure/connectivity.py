@@ -1,6 +1,5 @@
 """Linear mode connectivity: the error on the straight line between two networks' weights."""
 
-import copy
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -9,6 +8,7 @@ from torch import Tensor, nn
 
 from prunus.core.errors import DataError, SpecError
 from prunus.core.task import Task
+from prunus.graph.duplicate import duplicate
 
 Error = Callable[[nn.Module], float]
 
@@ -20,7 +20,7 @@ def between(one: nn.Module, other: nn.Module, alpha: float) -> nn.Module:
     """
     if not 0.0 <= alpha <= 1.0:
         raise SpecError(f"alpha={alpha} lies on no line between two networks: 0 is the second, 1 the first")
-    mixed = copy.deepcopy(one)
+    mixed = duplicate(one)
     ours, theirs = _numbers(mixed), _numbers(other)
     if {n: t.shape for n, t in ours.items()} != {n: t.shape for n, t in theirs.items()}:
         odd = sorted(n for n in ours.keys() | theirs.keys() if n not in ours or n not in theirs)
@@ -133,7 +133,7 @@ def twins(
         raise DataError("Task.train yields no batch")
     made = []
     for seed in seeds:
-        copied = copy.deepcopy(model).train()
+        copied = duplicate(model).train()
         keep = {p: p.detach() != 0 for p in copied.parameters() if p.dim() > 1 and bool((p == 0).any())}
         opt, order = optimizer(copied.parameters()), torch.Generator().manual_seed(seed)
         with torch.random.fork_rng(devices=sorted({p.device.index for p in copied.parameters() if p.is_cuda})):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import shutil
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -12,13 +11,14 @@ from torch import Tensor, nn
 
 from prunus.core.errors import PrunusError
 from prunus.deploy.runtimes.base import Runtime, Session, Subject, output_tensors
-from prunus.graph.running import FAILURES, computed, mapped
+from prunus.graph.duplicate import duplicate
+from prunus.graph.running import FAILURES, mapped
 from prunus.measure.inputs import device_of
 
 
 def own_copy(subject: Subject, dtype: torch.dtype) -> tuple[nn.Module, tuple[Any, ...], dict[str, Any]]:
     """The model and its example in another type of floating point, the subject's left as they are."""
-    model = copy.deepcopy(subject.model, computed(subject.model))
+    model = duplicate(subject.model)
     args: Any = subject.args
     kwargs: Any = subject.kwargs
     if dtype != torch.float32:

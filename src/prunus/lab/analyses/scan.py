@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -16,6 +15,7 @@ from prunus.core.recipe import Recipe
 from prunus.core.task import Task
 from prunus.engine.apply_ import apply_, parameter_masks
 from prunus.engine.prepare import find_groups, resolve_recipe
+from prunus.graph.duplicate import duplicate
 
 Judge = Callable[[nn.Module], float]
 
@@ -64,7 +64,7 @@ def sensitivity(
         raise SpecError(f"a scan takes sparsities in [0, 1), at least one; got {list(sparsities)}")
     if chosen.prepare is not None or chosen.gate is not None:
         raise SpecError(f"{chosen.name} does not score the network as it is: scan with magnitude, snip, l1_filter, ...")
-    own = copy.deepcopy(model).eval()
+    own = duplicate(model).eval()
     known = task if task is not None else Task()
     scores = prunus.score(own, known, chosen, seed=seed)
     groups = [g for g in find_groups(own, chosen, known) if g.name in scores]

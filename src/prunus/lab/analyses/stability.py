@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +16,7 @@ from prunus.core.recipe import Recipe
 from prunus.core.task import Task
 from prunus.engine.apply_ import apply_
 from prunus.engine.prepare import resolve_recipe
+from prunus.graph.duplicate import duplicate
 from prunus.measure.derivatives import finite
 
 Judge = Callable[[nn.Module], float]
@@ -85,7 +85,7 @@ def stability(
         raise SpecError(
             f"{chosen.name} trains in its own way between events: take a schedule, such as gradual_magnitude"
         )
-    own = copy.deepcopy(model)
+    own = duplicate(model)
     session = prunus.Session(own, chosen, task, budget, steps=steps, seed=seed)
     due = {e.step for e in session.events if not e.mark}
     if not due:

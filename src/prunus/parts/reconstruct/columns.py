@@ -107,12 +107,10 @@ class Block:
 
     def choose(self, start: int, stop: int) -> None:
         """Settle what goes from these columns, counted from the block's first."""
-        ours, select = slice(self.mine.start + start, self.mine.start + stop), self.sweep.select
-        if select is None:
-            self.keep[start:stop] = self.sweep.keep[:, ours].T
-        else:
-            self.keep[start:stop] = select((self.now[start:stop] * self.worth[start:stop]).abs_(), ours)
-        torch.mul(~self.keep[start:stop], self.each[start:stop], out=self.gone[start:stop])
+        own, ours = slice(start, stop), slice(self.mine.start + start, self.mine.start + stop)
+        pick, worth = self.sweep.select, self.worth[own]
+        self.keep[own] = self.sweep.keep[:, ours].T if pick is None else pick((self.now[own] * worth).abs_(), ours)
+        torch.mul(~self.keep[own], self.each[own], out=self.gone[own])
 
     def columns(self, start: int, stop: int) -> None:
         """Columns one after the other inside of `LEAF`, products above it."""
