@@ -69,8 +69,10 @@ class Built:
             self.checkpoint, name = given, ""
         elif "/" in name and ":" not in name:
             raise SpecError(f"{name} is no network's name, and no folder that prunus wrote lies there")
-        if self.checkpoint is not None and not self.checkpoint.exists():
-            raise SpecError(f"there is no checkpoint at {self.checkpoint}")
+        if self.checkpoint is not None:
+            _refuse_pickle(self.checkpoint)
+            if not self.checkpoint.exists():
+                raise SpecError(f"there is no checkpoint at {self.checkpoint}")
         if self.checkpoint is not None and (self.checkpoint / MARK).is_file():
             self.saved = self.checkpoint
             name, recorded, self.input = _recorded(self.checkpoint, name)
@@ -149,6 +151,15 @@ def values_of(texts: list[str] | None, flag: str, such_as: str) -> dict[str, Any
     return found
 
 
+def _refuse_pickle(file: Path) -> None:
+    """Told by the name alone, so before anything is looked for or built."""
+    if file.suffix in (".pt", ".pth", ".bin", ".ckpt", ".pkl"):
+        raise SpecError(
+            f"{file} is a pickle, which can run code when it is read. Convert it once where you trust it: "
+            f"safetensors.torch.save_file(prunus.deploy.read_pt(path, trust=True), 'model.safetensors')"
+        )
+
+
 def load_weights_(model: nn.Module, checkpoint: Path) -> None:
     """Fill a model from a safetensors file; every mismatch is named before anything is changed."""
     import safetensors
@@ -157,11 +168,7 @@ def load_weights_(model: nn.Module, checkpoint: Path) -> None:
     from prunus.deploy.files import PACKED
 
     file = checkpoint / "model.safetensors" if checkpoint.is_dir() else checkpoint
-    if file.suffix in (".pt", ".pth", ".bin", ".ckpt", ".pkl"):
-        raise SpecError(
-            f"{file} is a pickle, which can run code when it is read. Convert it once where you trust it: "
-            f"safetensors.torch.save_file(prunus.deploy.read_pt(path, trust=True), 'model.safetensors')"
-        )
+    _refuse_pickle(file)
     if not file.is_file():
         raise SpecError(f"there is no checkpoint at {file}")
     try:

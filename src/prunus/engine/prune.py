@@ -78,7 +78,10 @@ def prune(
                 stacklevel=2,
             )
         session.start()
-        return session.result()
+        result = session.result()
+        if result.masks and result.sparsity == 0.0 and session.budget.keep < 1.0:
+            warnings.warn(PrunusWarning(_nothing_pruned(result, session.budget.keep)), stacklevel=2)
+        return result
     own = session.recipe.recover
     unlabelled = own is not None and own.throughout and own.reads != "labels"
     if task.train is None or (task.loss is None and not unlabelled):
@@ -86,6 +89,16 @@ def prune(
     opt = _optimizer_for(optimizer, source, pruned)
     _train(session, opt, task, rate, on_step)
     return session.result()
+
+
+def _nothing_pruned(result: Result, keep: float) -> str:
+    """Why a budget came to nothing, as groups of a few units let it."""
+    most = max(g.units for g in result.groups)
+    return (
+        f"nothing was pruned: {keep:.4g} was to be kept, and no group can give up so little (the largest of "
+        f"{len(result.groups)} has {most} units, of which whole ones go, or multiples of round_to). Ask for more, rank "
+        f"over all layers (allocate=GlobalRanking()), or take smaller units"
+    )
 
 
 def _train(
