@@ -63,7 +63,7 @@ def test_linear_is_the_dense_product(level: str, form: str, shape: tuple[int, in
 @pytest.mark.parametrize("form", ["csr", "4x1", "8x1", "16x1"])
 @pytest.mark.parametrize("sparsity", [0.5, 0.9, 0.99])
 def test_sparser_weights_have_wider_tiles(form: str, sparsity: float) -> None:
-    weight = sparse((320, 1100), form, sparsity)
+    weight = sparse((2100, 1100), form, sparsity)  # also more rows than a task takes at once
     packed = kernels.pack(weight, form)
     packed.check()
     assert torch.equal(packed.dense(), weight)

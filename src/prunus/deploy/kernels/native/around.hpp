@@ -31,14 +31,17 @@ int32_t turned(const T *x, int64_t stride, int32_t tokens, int64_t from, int64_t
     int64_t k = from;
 #if defined(__AVX2__)
     __m256 odd = _mm256_setzero_ps();
-    for (; k + 8 <= to; k += 8)
-        for (int32_t t = 0; t < width; t += 8) {
-            __m256 r[8];
-            for (int i = 0; i < 8; i++) r[i] = t + i < tokens ? eight(x + (t + i) * stride + k) : _mm256_setzero_ps();
-            for (int i = 0; i < 8; i++) odd = _mm256_fmadd_ps(r[i], _mm256_setzero_ps(), odd);
-            transpose(r);
-            for (int i = 0; i < 8; i++) _mm256_storeu_ps(panel + (k + i) * width + t, r[i]);
-        }
+    for (int64_t end; k + 8 <= to; k = end) {  // a cache line of each token at a time
+        end = k + 16 <= to ? k + 16 : k + 8;
+        for (int32_t t = 0; t < width; t += 8)
+            for (int64_t c = k; c < end; c += 8) {
+                __m256 r[8];
+                for (int i = 0; i < 8; i++) r[i] = t + i < tokens ? eight(x + (t + i) * stride + c) : _mm256_setzero_ps();
+                for (int i = 0; i < 8; i++) odd = _mm256_fmadd_ps(r[i], _mm256_setzero_ps(), odd);
+                transpose(r);
+                for (int i = 0; i < 8; i++) _mm256_storeu_ps(panel + (c + i) * width + t, r[i]);
+            }
+    }
     for (int i = 0; i < 8; i++) bad += reinterpret_cast<const float *>(&odd)[i];
 #endif
     for (; k < to; k++)
@@ -189,14 +192,17 @@ void finish(float *tile, int32_t wide, int32_t rows, int32_t width, const float 
 void store(const float *tile, int32_t wide, int32_t rows, int32_t tokens, int32_t half, int64_t stride, void *y) {
     int32_t first = 0;
 #if defined(__AVX2__)
-    for (; !half && first + 8 <= rows; first += 8)
-        for (int32_t t = 0; t < tokens; t += 8) {
-            __m256 r[8];
-            for (int i = 0; i < 8; i++) r[i] = _mm256_loadu_ps(tile + (first + i) * wide + t);
-            transpose(r);
-            for (int i = 0; i < 8 && t + i < tokens; i++)
-                _mm256_storeu_ps(static_cast<float *>(y) + (t + i) * stride + first, r[i]);
-        }
+    for (int32_t end; !half && first + 8 <= rows; first = end) {  // a cache line of each token at a time
+        end = first + 16 <= rows ? first + 16 : first + 8;
+        for (int32_t t = 0; t < tokens; t += 8)
+            for (int32_t c = first; c < end; c += 8) {
+                __m256 r[8];
+                for (int i = 0; i < 8; i++) r[i] = _mm256_loadu_ps(tile + (c + i) * wide + t);
+                transpose(r);
+                for (int i = 0; i < 8 && t + i < tokens; i++)
+                    _mm256_storeu_ps(static_cast<float *>(y) + (t + i) * stride + c, r[i]);
+            }
+    }
 #endif
     for (; first < rows; first += 8) {
         const int32_t end = first + 8 < rows ? first + 8 : rows;

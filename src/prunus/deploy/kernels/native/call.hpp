@@ -57,10 +57,9 @@ void each(int threads, int64_t count, const Task &task) {
     if (failed) throw std::bad_alloc();
 }
 
-// Row blocks of a task: as many as keep their sums in the second cache, so that panels are read from far away rarely,
-// but enough tasks for the threads.
-inline int64_t blocks_together(int64_t blocks, int64_t others, int threads) {
-    int64_t tall = 8;
+// Row blocks of a task: so many that panels are read from far away rarely, but enough tasks for the threads.
+inline int64_t blocks_together(int64_t most, int64_t blocks, int64_t others, int threads) {
+    int64_t tall = most;
     while (tall > 1 && threads > 1 && (blocks + tall - 1) / tall * others < 3 * threads) tall /= 2;
     return tall < blocks ? tall : blocks;
 }

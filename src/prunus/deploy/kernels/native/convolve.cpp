@@ -8,6 +8,7 @@ namespace prunus {
 namespace {
 
 constexpr int kTogether = 4;              // panels that a tile meets while it is in the cache
+constexpr int64_t kTall = 8;              // row blocks whose sums stay in the second cache
 constexpr int64_t kBand = 48 << 10;       // floats of a band, about
 constexpr int64_t kLeastRows = 4;         // of a band's output: less would copy the same rows too often
 constexpr int64_t kLine = 16;             // floats of a cache line
@@ -207,7 +208,7 @@ void convolve_bands(const Call &call, int64_t from, int64_t to, int threads) {
                        packed + i * columns * wide);
             });
         const int64_t groups = (count + kTogether - 1) / kTogether;
-        const int64_t tall = blocks_together(blocks, groups, threads), stacks = (blocks + tall - 1) / tall;
+        const int64_t tall = blocks_together(kTall, blocks, groups, threads), stacks = (blocks + tall - 1) / tall;
         each(threads, stacks * groups, [&](int64_t task) {
             const int64_t block = task % stacks * tall, end = std::min(blocks, block + tall);
             const int64_t group = task / stacks * kTogether;

@@ -39,6 +39,17 @@ INLINE uint16_t rounded(float f) {
 }
 INLINE bool is_special(float f) { return (as_bits(f) & 0x7f800000u) == 0x7f800000u; }
 
+// What is met next, asked for a few lines at a time while the products go on. Their columns are in no order that the
+// processor would foresee.
+struct Ahead {
+    const char *at;
+    int64_t left;  // bytes
+    int lines;     // at a time
+    INLINE void some() {
+        for (int i = 0; i < lines && left > 0; i++, at += 64, left -= 64) __builtin_prefetch(at, 0, 2);
+    }
+};
+
 // Where column k of a tile lies in a panel.
 struct Straight {
     const float *data;
@@ -144,7 +155,7 @@ INLINE void four_rows(const V *v, int step, const I *index, int n, At at, float 
 }
 
 template <int NV, class V, class I, class At>
-void blocks(const Matrix &m, int64_t block, int64_t t, int rows, At at, float *out, bool fresh) {
+void blocks(const Matrix &m, int64_t block, int64_t t, int rows, At at, float *out, bool fresh, Ahead &ahead) {
     const int64_t slot = block * ((m.cols + m.tile - 1) / m.tile) + t;
     const int R = m.block;
     const V *v = static_cast<const V *>(m.values) + m.starts[slot] * R;
@@ -152,7 +163,10 @@ void blocks(const Matrix &m, int64_t block, int64_t t, int rows, At at, float *o
     const I *counts = reinterpret_cast<const I *>(m.counts) + slot * (kRows / R);
     for (int g = 0; g * R < rows; g++) {
         const int n = counts[g];
-        for (int r = 0; r < R; r += 4) four_rows<NV>(v + r, R, index, n, at, out + (g * R + r) * kBlockPanel, fresh);
+        for (int r = 0; r < R; r += 4) {
+            ahead.some();
+            four_rows<NV>(v + r, R, index, n, at, out + (g * R + r) * kBlockPanel, fresh);
+        }
         v += int64_t(n) * R;
         index += n;
     }
@@ -204,10 +218,10 @@ void absent(const Matrix &m, int64_t block, int rows, F visit) {
 }
 
 template <int NV, class V, class At>
-void tile_times(const Matrix &m, int64_t block, int64_t t, int rows, At at, float *out, bool fresh) {
+void tile_times(const Matrix &m, int64_t block, int64_t t, int rows, At at, float *out, bool fresh, Ahead &ahead) {
     if constexpr (NV * VL <= kBlockPanel) {
-        if (m.layout == kBlocks && m.wide) return blocks<NV, V, uint16_t>(m, block, t, rows, at, out, fresh);
-        if (m.layout == kBlocks) return blocks<NV, V, uint8_t>(m, block, t, rows, at, out, fresh);
+        if (m.layout == kBlocks && m.wide) return blocks<NV, V, uint16_t>(m, block, t, rows, at, out, fresh, ahead);
+        if (m.layout == kBlocks) return blocks<NV, V, uint8_t>(m, block, t, rows, at, out, fresh, ahead);
     }
     if constexpr (NV != 3) {
         if (m.layout == kBits) return bits<NV, V>(m, block, t, rows, at, out, fresh);
@@ -219,21 +233,32 @@ void tile_times(const Matrix &m, int64_t block, int64_t t, int rows, At at, floa
 }
 
 template <int NV, class V>
-void placed(const Matrix &m, int64_t block, int64_t t, int rows, const Panel &p, float *out) {
+void placed(const Matrix &m, int64_t block, int64_t t, int rows, const Panel &p, float *out, Ahead &ahead) {
     const int64_t first = t * m.tile;
-    if (p.table) return tile_times<NV, V>(m, block, t, rows, Looked{p.data, p.table + first}, out, t == 0);
-    tile_times<NV, V>(m, block, t, rows, Straight{p.data + first * (NV * VL), NV * VL}, out, t == 0);
+    if (p.table) return tile_times<NV, V>(m, block, t, rows, Looked{p.data, p.table + first}, out, t == 0, ahead);
+    tile_times<NV, V>(m, block, t, rows, Straight{p.data + first * (NV * VL), NV * VL}, out, t == 0, ahead);
 }
 
 template <class V>
-void sized(const Matrix &m, int64_t block, int64_t t, int rows, const Panel &p, float *out) {
+void sized(const Matrix &m, int64_t block, int64_t t, int rows, const Panel &p, float *out, Ahead &ahead) {
     switch (p.width / VL) {
-        case 1: return placed<1, V>(m, block, t, rows, p, out);
-        case 2: return placed<2, V>(m, block, t, rows, p, out);
-        case 3: return placed<3, V>(m, block, t, rows, p, out);
-        case 4: return placed<4, V>(m, block, t, rows, p, out);
-        case 8: if constexpr (kVectors >= 8) return placed<8, V>(m, block, t, rows, p, out);
+        case 1: return placed<1, V>(m, block, t, rows, p, out, ahead);
+        case 2: return placed<2, V>(m, block, t, rows, p, out, ahead);
+        case 3: return placed<3, V>(m, block, t, rows, p, out, ahead);
+        case 4: return placed<4, V>(m, block, t, rows, p, out, ahead);
+        case 8: if constexpr (kVectors >= 8) return placed<8, V>(m, block, t, rows, p, out, ahead);
     }
+}
+
+// While `panels[i]` meets tile t: what the next one brings. A panel with a table is in a near cache already.
+Ahead ahead_of(const Matrix &m, int64_t tiles, int64_t t, const Panel *panels, int32_t i, int32_t count, int64_t blocks) {
+    if (m.layout != kBlocks || panels[i].table) return {nullptr, 0, 0};
+    const bool last = i + 1 == count;
+    const Panel &p = panels[last ? 0 : i + 1];
+    const int64_t first = (!last ? t : t + 1 < tiles ? t + 1 : 0) * m.tile;
+    const int64_t bytes = (m.cols - first < m.tile ? m.cols - first : m.tile) * p.width * 4;
+    const int64_t times = blocks * kRows / 4;
+    return {reinterpret_cast<const char *>(p.data + first * p.width), bytes, int((bytes / 64 + times - 1) / times)};
 }
 
 void multiply(const Matrix &m, int64_t block, int64_t end, const Panel *panels, int32_t count, float *out) {
@@ -241,13 +266,15 @@ void multiply(const Matrix &m, int64_t block, int64_t end, const Panel *panels, 
     const int64_t tiles = (m.cols + m.tile - 1) / m.tile, blocks = end - block;
     if (!tiles) memset(out, 0, sizeof(float) * size_t(size * blocks * count));
     for (int64_t t = 0; t < tiles; t++)
-        for (int32_t i = 0; i < count; i++)
+        for (int32_t i = 0; i < count; i++) {
+            Ahead ahead = ahead_of(m, tiles, t, panels, i, count, blocks);
             for (int64_t b = block; b < end; b++) {
                 const int rows = int(m.rows - b * kRows < kRows ? m.rows - b * kRows : kRows);
                 float *to = out + (i * blocks + b - block) * size;
-                if (m.half) sized<uint16_t>(m, b, t, rows, panels[i], to);
-                else sized<float>(m, b, t, rows, panels[i], to);
+                if (m.half) sized<uint16_t>(m, b, t, rows, panels[i], to, ahead);
+                else sized<float>(m, b, t, rows, panels[i], to, ahead);
             }
+        }
     for (int32_t i = 0; i < count; i++)
         for (int64_t b = block; panels[i].special && b < end; b++) {
             const Panel &p = panels[i];
