@@ -222,7 +222,7 @@ class Tied(nn.Module):
             nn.TransformerEncoderLayer(8, 2, 16, batch_first=True),
             torch.randn(1, 4, 8),
             "linear1.weight",
-            "outside its own layer",
+            "set_fastpath_enabled(False)",
         ),
         (
             nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Linear(6, 4))),
@@ -237,6 +237,16 @@ def test_what_cannot_be_packed_says_why(model: nn.Module, example: Tensor | None
         model.forward = lambda x: x  # type: ignore[method-assign]
     found = reading(model, torch.zeros(1) if example is None else example)
     assert name not in {f"{path}.weight" for path in found.sites} and why in found.left[name]
+
+
+def test_what_a_fused_layer_hides_is_found_without_the_fast_path() -> None:
+    model = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+    before = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        assert {"linear1", "linear2"} <= set(reading(model, torch.randn(1, 4, 8)).sites)
+    finally:
+        torch.backends.mha.set_fastpath_enabled(before)
 
 
 def test_masks_of_torch_are_told_apart() -> None:

@@ -60,6 +60,25 @@ def test_a_state_read_from_a_file_does() -> None:
     assert from_torch_prune(toy()).masks == {}
 
 
+class Versioned(nn.Linear):
+    """As torchvision's MNASNet: a state of an older version, or of none, is another network's."""
+
+    _version = 2
+
+    def _load_from_state_dict(self, state: object, prefix: str, local: dict[str, object], *rest: object) -> None:
+        assert local.get("version") == 2
+        super()._load_from_state_dict(state, prefix, local, *rest)  # type: ignore[arg-type]
+
+
+def test_versions_of_modules_stay_with_the_state() -> None:
+    model = nn.Sequential(Versioned(4, 4))
+    prune.l1_unstructured(model[0], "weight", amount=0.5)
+    plain = from_torch_prune(model)
+    fresh = nn.Sequential(Versioned(4, 4))
+    fresh.load_state_dict(plain.state)
+    assert torch.equal(fresh[0].weight, model[0].weight)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_what_goes_out_computes_the_same_and_comes_back(kind: str) -> None:
     _, example, _, _ = KINDS[kind]

@@ -121,6 +121,20 @@ def test_a_lucky_timing_is_not_believed() -> None:
     assert max(s for s in clock.seen if s <= 0.5) == left
 
 
+@pytest.mark.parametrize("share", [0.8, 0.5, 0.3])
+def test_a_second_timing_that_is_unlucky_costs_little(share: float) -> None:
+    """What fitted narrowly and then no more gives way to something a little smaller, not to the smallest."""
+
+    class Nervous(Fake):
+        def __call__(self, dense: nn.Module, pruned: nn.Module, example: Any) -> Timing:
+            first = size(pruned) / size(dense) not in self.seen
+            timing = super().__call__(dense, pruned, example)
+            return Timing(*(v * (0.985 if first else 1.015) for v in timing))
+
+    left = size(pruned(Nervous(LAWS["work"]), share).compact()) / size(dense())
+    assert 0.9 * share < left <= share / 1.015
+
+
 def test_the_record_says_what_was_measured() -> None:
     clock = Fake(LAWS["work"])
     session = prunus.Session(dense(), RECIPE, Task(example=EXAMPLE, clock=clock), Budget(latency=0.6))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -22,7 +24,8 @@ class Plain:
     """A state without the pairs of `torch.nn.utils.prune`.
 
     Attributes:
-        state: name -> tensor, as `prune.remove` on every module leaves it; `load_state_dict` of the model takes it.
+        state: name -> tensor, as `prune.remove` on every module leaves it; `load_state_dict` of the model takes it. The
+            versions of modules that PyTorch notes beside a state stay with it.
         masks: name of each pruned tensor -> bool of its shape, True = kept.
     """
 
@@ -39,9 +42,12 @@ def from_torch_prune(source: nn.Module | Mapping[str, Tensor]) -> Plain:
     Cost: a copy of the pruned weights. Errors: `SpecError` for a mask or an original without its partner, of another
         shape, or with other numbers than 0 and 1.
     """
-    state = dict(source.state_dict() if isinstance(source, nn.Module) else source)
+    given = source.state_dict() if isinstance(source, nn.Module) else source
+    state = dict(given)
     problems = Problems("this is no state of torch.nn.utils.prune")
-    found, masks = dict[str, Tensor](), dict[str, Tensor]()
+    found, masks = OrderedDict[str, Tensor](), dict[str, Tensor]()
+    if (versions := getattr(given, "_metadata", None)) is not None:
+        found._metadata = copy.copy(versions)  # type: ignore[attr-defined]
     for name, tensor in state.items():
         plain = name.removesuffix(_ORIG)
         if plain == name:

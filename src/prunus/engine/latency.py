@@ -102,9 +102,9 @@ class Latency:
 
         Bisection over it, or with prices interpolation between what was timed, on the assumption that more takes no
         less time. That holds only roughly (kernels work in blocks of channels), so what is promised is not the largest
-        masks that fit but that those which come out do: they are timed once more when the search is over, and where
-        they are too slow then, so are the next smaller ones that fitted. At most `TRIALS` candidates; a share within
-        2 % below `keep` ends the search.
+        masks that fit but that those which come out do: they are timed a second time, the luckiest of several timings
+        being too good, and where they are too slow then, the search goes on below them. At most `TRIALS` candidates;
+        then the next smaller ones that fitted come out. A share within 2 % below `keep` ends the search.
 
         Errors: `BudgetError` with the measured share where even the smallest masks take longer, in words that say
         so.
@@ -112,30 +112,38 @@ class Latency:
         self.found, self.predicted, self.trials = None, None, 0
         if keep >= 1.0:
             return at(total)
-        fitting, above = [at(0)], at(total)
-        timing = self._tried(groups, fitting[0])
+        least, above = at(0), at(total)
+        timing = self._tried(groups, least)
         if timing.share > keep:
             raise _out_of_reach(keep, timing)
-        low: Point = (0, self._foreseen(groups, fitting[0]), timing.share)
+        fitting: list[tuple[Point, Masks]] = [((0, self._foreseen(groups, least), timing.share), least)]
         high: Point = (total, self._foreseen(groups, above), 1.0)
         sides = list[bool]()
-        while high[0] - low[0] > 1 and self.trials < TRIALS and not CLOSE * keep <= timing.share <= keep:
-            middle = self._next(at, low, high, keep, groups, sides)
-            masks = at(middle)
-            if _same(masks, fitting[-1]):
-                low = (middle, *low[1:])
-            elif _same(masks, above):
-                high = (middle, *high[1:])
-            else:
-                timing = self._tried(groups, masks)
-                point = (middle, self._foreseen(groups, masks), timing.share)
-                sides.append(timing.share <= keep)
-                if sides[-1]:
-                    low = point
-                    fitting.append(masks)
+        while fitting:
+            low, largest = fitting[-1]
+            if high[0] - low[0] > 1 and self.trials < TRIALS and low[2] < CLOSE * keep:
+                middle = self._next(at, low, high, keep, groups, sides)
+                masks = at(middle)
+                if _same(masks, largest):
+                    fitting[-1] = ((middle, *low[1:]), largest)
+                elif _same(masks, above):
+                    high = (middle, *high[1:])
                 else:
-                    high, above = point, masks
-        return self._confirmed(groups, fitting, keep)
+                    timing = self._tried(groups, masks)
+                    point = (middle, self._foreseen(groups, masks), timing.share)
+                    sides.append(timing.share <= keep)
+                    if sides[-1]:
+                        fitting.append((point, masks))
+                    else:
+                        high, above = point, masks
+                continue
+            timing = self.time(groups, largest)
+            if timing.share <= keep:
+                self.found, self.predicted = timing, None if self.prices is None else low[1]
+                return largest
+            fitting.pop()
+            high, above = (*low[:2], timing.share), largest
+        raise _out_of_reach(keep, timing)
 
     def _next(
         self, at: Line, low: Point, high: Point, keep: float, groups: tuple[Group, ...], sides: list[bool]
@@ -161,18 +169,6 @@ class Latency:
     def _tried(self, groups: tuple[Group, ...], masks: Masks) -> Timing:
         self.trials += 1
         return self.time(groups, masks)
-
-    def _confirmed(self, groups: tuple[Group, ...], fitting: list[Masks], keep: float) -> Masks:
-        """The largest of the fitting masks that fits a second time: the luckiest of several timings is too good."""
-        again = None
-        for masks in reversed(fitting):
-            again = self.time(groups, masks)
-            if again.share <= keep:
-                self.found = again
-                self.predicted = None if self.prices is None else self._foreseen(groups, masks)
-                return masks
-        assert again is not None
-        raise _out_of_reach(keep, again)
 
 
 def _same(a: Masks, b: Masks) -> bool:
