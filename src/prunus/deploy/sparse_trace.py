@@ -32,8 +32,8 @@ _PRODUCTS = {"addmm", "mm", "linear", "convolution"}
 # Of whole layers of nn.TransformerEncoder: the weights are read past the modules that hold them.
 _FUSED = {"_transformer_encoder_layer_fwd", "_native_multi_head_attention"}
 _UNFUSED = (
-    "Set torch.backends.mha.set_fastpath_enabled(False), and leave it so while the packed model runs: its linear layers "
-    "are then called one by one"
+    "Set torch.backends.mha.set_fastpath_enabled(False), and leave it so while the packed model runs: its linear "
+    "layers are then called one by one"
 )
 
 
