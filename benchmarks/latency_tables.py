@@ -13,7 +13,8 @@ all tables took from an empty cache, `use` what pricing one choice takes, `make`
 With `--processor-time` everything is timed by the processor time of the calling thread, which a busy machine disturbs
 less than the time on the wall; that is right for one thread alone. `fill`, `use` and `make` are on the wall.
 
-With `--search` also what a budget of half the latency takes to meet, with and without tables.
+With `--search` also what a budget of half the latency takes to meet on the convolutional networks, with and without
+tables.
 """
 
 from __future__ import annotations
@@ -210,6 +211,15 @@ def row_of(
 
 
 LINE = re.compile(r"^(\w+): predicted ([\d.]+), measured ([\d.]+), MACs ([\d.]+)$", re.MULTILINE)
+SEARCH = re.compile(
+    r"Search\(network='(\w+)', how='([^']+)', seconds=([\d.]+), made=(\d+), share=([\d.]+), predicted=([\w.]+)\)"
+)
+
+
+def searches_from_log(text: str) -> Iterator[Search]:
+    """The budgets that such a run met."""
+    for name, how, seconds, made, share, said in SEARCH.findall(text):
+        yield Search(name, how, float(seconds), int(made), float(share), None if said == "None" else float(said))
 
 
 def from_log(text: str) -> Iterator[Row]:
@@ -242,7 +252,7 @@ def searched(name: str, threads: int) -> list[Search]:
     recipe = replace(
         prunus.methods.l1_filter, allocate=GlobalRanking(normalize="mean"), granularity=Channel(round_to=8)
     )
-    example = (torch.randn(1, 3, 224, 224, generator=torch.Generator().manual_seed(0)),)
+    example = example_of(name)
 
     def plain(*args: Any) -> Any:  # the same clock under another name, of which no tables are known
         return latency_share(*args)
@@ -319,11 +329,12 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         os.environ["PRUNUS_CACHE"] = folder  # an empty cache, so that filling it is measured
         if options.log is not None:
-            rows = list(from_log(options.log.read_text()))
-            options.networks = []
+            text = options.log.read_text()
+            rows, searches = list(from_log(text)), list(searches_from_log(text))
         else:
             rows = [one(name, options.threads, options.choices) for name in options.networks]
-        searches = [s for name in options.networks if options.search for s in searched(name, options.threads)]
+            sought = [n for n in options.networks if options.search and n != "minilm"]
+            searches = [s for name in sought for s in searched(name, options.threads)]
     clock = "processor time of one thread" if options.processor_time else "time on the wall"
     text = written(rows, searches, options.threads, clock)
     print(text)
