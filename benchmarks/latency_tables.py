@@ -282,16 +282,15 @@ def searched(name: str, threads: int) -> list[Search]:
     return rows
 
 
-def written(rows: list[Row], searches: list[Search], threads: int, clock: str) -> str:
-    """The part of the page that is measured."""
+def written(rows: list[Row], searches: list[Search], threads: int, clock: str, load: float | None) -> str:
+    """The part of the page that is measured; `load` of the machine when the run ended, where that is known."""
     here = machine()
-    load = os.getloadavg()[0]
     features = ", ".join(n for n, there in here.features.items() if there)
     where = (
         f"Measured on {here.cpu} ({features}), {here.usable:.3g} cores, {threads} thread(s), torch {torch.__version__}"
     )
     lines = [
-        f"{where}; {clock}; load average {load:.1f} at the end.",
+        f"{where}; {clock}" + ("." if load is None else f"; load average {load:.1f} at the end."),
         "",
         "| " + " | ".join(HEADER) + " |",
         "|" + " --- |" * len(HEADER),
@@ -336,7 +335,7 @@ def main() -> None:
             sought = [n for n in options.networks if options.search and n != "minilm"]
             searches = [s for name in sought for s in searched(name, options.threads)]
     clock = "processor time of one thread" if options.processor_time else "time on the wall"
-    text = written(rows, searches, options.threads, clock)
+    text = written(rows, searches, options.threads, clock, None if options.log else os.getloadavg()[0])
     print(text)
     if options.json is not None:
         told = {"rows": [asdict(r) for r in rows], "searches": [asdict(s) for s in searches]}

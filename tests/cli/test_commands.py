@@ -200,6 +200,13 @@ def test_weights_that_are_not_numbers_are_named(trained: Path, tmp_path: Path) -
     assert [p.name for p in tmp_path.iterdir()] == ["nan.safetensors"]
 
 
+def test_a_folder_may_be_called_like_a_pickle(trained: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run.ckpt"
+    folder.mkdir()
+    (folder / "model.safetensors").write_bytes(trained.read_bytes())
+    assert call("inspect", "mlp", "-c", folder).stdout == call("inspect", "mlp", "-c", trained).stdout
+
+
 def test_a_checkpoint_of_another_network_is_refused_by_name(trained: Path) -> None:
     found = call("inspect", "lenet300", "-c", trained, code=2)
     assert "does not fit this network" in found.stderr and "weight" in found.stderr

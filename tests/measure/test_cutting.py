@@ -99,3 +99,10 @@ def test_no_exchange_of_one_step_does_more_in_a_millisecond(share: float, seed: 
                 break
             paid -= 4
     assert macs / ms <= max(rates.values()) * (1 + 1e-9)
+
+
+def test_a_network_without_tables_is_left_as_it_is() -> None:
+    model = net()
+    groups = Channel(round_to=4)(model, (torch.randn(1, 16, 8, 8),))
+    shapes = {n: tuple(p.shape) for n, p in model.named_parameters()}
+    assert set(counts_by_time(LayerPrices((), {}), groups, shapes, 0.5).values()) == {16}

@@ -152,8 +152,8 @@ def values_of(texts: list[str] | None, flag: str, such_as: str) -> dict[str, Any
 
 
 def _refuse_pickle(file: Path) -> None:
-    """Told by the name alone, so before anything is looked for or built."""
-    if file.suffix in (".pt", ".pth", ".bin", ".ckpt", ".pkl"):
+    """Told by the name of a file, so before it is looked for or anything is built; folders may have any name."""
+    if file.suffix in (".pt", ".pth", ".bin", ".ckpt", ".pkl") and not file.is_dir():
         raise SpecError(
             f"{file} is a pickle, which can run code when it is read. Convert it once where you trust it: "
             f"safetensors.torch.save_file(prunus.deploy.read_pt(path, trust=True), 'model.safetensors')"

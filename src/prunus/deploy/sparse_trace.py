@@ -29,11 +29,11 @@ Activation = Literal["none", "relu", "gelu"]
 _VIEWS = {"t", "transpose", "permute", "view", "_unsafe_view", "reshape", "expand", "unsqueeze", "squeeze"}
 _VIEWS |= {"clone", "detach", "alias", "contiguous"}
 _PRODUCTS = {"addmm", "mm", "linear", "convolution"}
-# Of whole layers of nn.TransformerEncoder: the weights are read past the modules that hold them.
-_FUSED = {"_transformer_encoder_layer_fwd", "_native_multi_head_attention"}
+# A whole layer of nn.TransformerEncoder: the weights are read past the modules that hold them.
+_FUSED = "_transformer_encoder_layer_fwd"
 _UNFUSED = (
-    "Set torch.backends.mha.set_fastpath_enabled(False), and leave it so while the packed model runs: its linear "
-    "layers are then called one by one"
+    "With torch.backends.mha.set_fastpath_enabled(False), which has to stay so while the packed model runs, the two "
+    "feed-forward layers can be packed"
 )
 
 
@@ -261,8 +261,7 @@ def _site(run: Run, name: str, weight: Tensor, names: list[str]) -> Site | str:
         return f"tied: {listed(names)} are one tensor"
     others = sorted({f"aten.{e.name} in {e.path or 'the model'}" for e in readers if e.path != path})
     if others:
-        fused = any(e.name in _FUSED for e in readers)
-        hint = ". " + _UNFUSED if fused else ""
+        hint = f". {_UNFUSED}" if any(e.name == _FUSED for e in readers) else ""
         return f"read outside its own layer, by {listed(others, 2)}{hint}"
     module = run.leaf(path)
     if module is None:

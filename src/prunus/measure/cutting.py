@@ -40,6 +40,11 @@ def counts_by_time(
     return cut.kept
 
 
+def _rate(macs: int, ms: float) -> float:
+    """MACs in a millisecond; none where nothing was timed."""
+    return macs / ms if ms > 0 else 0.0
+
+
 class _Cut:
     """Widths on the way."""
 
@@ -99,21 +104,21 @@ class _Cut:
     def exchange(self, budget: float) -> list[tuple[Group, int]] | None:
         """Who gets a step and who pays for it with how many, for the most MACs in a millisecond within the budget."""
         work, ms = self.macs(self.now), self.prices.ms(self.now)
-        best, found = work / ms * (1 + 1e-9), None
+        best, found = _rate(work, ms) * (1 + 1e-9), None
         for more in (g for g in self.groups if self._can(g, 1)):
             up = self.after(self.now, more, 1)
             between = {**self.now, **up}
             lost, extra = self.gained(self.now, up)
-            if work - extra <= budget and (work - extra) / (ms - lost) > best:
-                best, found = (work - extra) / (ms - lost), [(more, 1)]
+            if work - extra <= budget and (rate := _rate(work - extra, ms - lost)) > best:
+                best, found = rate, [(more, 1)]
             for less in (g for g in self.groups if g is not more):
                 steps = 1
                 while self._can(less, -steps):
                     saved, fewer = self.gained(between, self.after(between, less, -steps))
                     left, took = work - extra - fewer, ms - lost - saved
                     if left <= budget:
-                        if left / took > best:
-                            best, found = left / took, [(more, 1), (less, -steps)]
+                        if (rate := _rate(left, took)) > best:
+                            best, found = rate, [(more, 1), (less, -steps)]
                         break
                     steps += 1
         return found

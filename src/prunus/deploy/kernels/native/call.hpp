@@ -57,7 +57,10 @@ void each(int threads, int64_t count, const Task &task) {
     if (failed) throw std::bad_alloc();
 }
 
-// Row blocks of a task: so many that panels are read from far away rarely, but enough tasks for the threads.
+constexpr int64_t kTall = 8;  // row blocks whose sums stay in the second cache
+
+// Row blocks of a task, at most so many: enough that panels are read from far away rarely, and tasks for
+// all threads.
 inline int64_t blocks_together(int64_t most, int64_t blocks, int64_t others, int threads) {
     int64_t tall = most;
     while (tall > 1 && threads > 1 && (blocks + tall - 1) / tall * others < 3 * threads) tall /= 2;

@@ -8,7 +8,6 @@ namespace prunus {
 namespace {
 
 constexpr int kTogether = 4;              // panels that a tile meets while it is in the cache
-constexpr int64_t kTall = 8;              // row blocks whose sums stay in the second cache
 constexpr int64_t kBand = 48 << 10;       // floats of a band, about
 constexpr int64_t kLeastRows = 4;         // of a band's output: less would copy the same rows too often
 constexpr int64_t kLine = 16;             // floats of a cache line

@@ -9,7 +9,7 @@ namespace {
 
 static_assert(kRows <= kWidest, "a row block's sums are one row of a tile");
 constexpr int kTogether = 2;                 // panels that a tile meets while it is in the cache
-constexpr int64_t kTall = 32;                // row blocks of a task where weights are in blocks: their panels are fetched ahead
+constexpr int64_t kTallest = 32;             // row blocks of weights in blocks: their panels are fetched ahead, sums in order
 constexpr int64_t kMostPacked = 4 << 20;     // floats of panels at a time
 constexpr int64_t kTurned = 512;             // columns of a panel that a task packs
 constexpr int64_t kKept = 16 << 20;          // floats that a thread keeps for its next call
@@ -71,7 +71,7 @@ void linear(const Matrix &m, const void *x, int32_t half, int64_t tokens, const 
             if (odd) special[i].store(1, std::memory_order_relaxed);
         });
         for (int64_t i = 0; i < count; i++) here[i].special = special[i];
-        const int64_t groups = (count + together - 1) / together, most = m.layout == kBlocks ? kTall : kTall / 4;
+        const int64_t groups = (count + together - 1) / together, most = m.layout == kBlocks ? kTallest : kTall;
         const int64_t tall = blocks_together(most, blocks, groups, threads), stacks = (blocks + tall - 1) / tall;
         each(threads, stacks * groups, [&](int64_t task) {
             const int64_t block = task % stacks * tall, end = std::min(blocks, block + tall);
